@@ -1,0 +1,117 @@
+# lfm2_mm: `make` alone lists what can be made.
+#
+#   PYTHON=python3.12    the interpreter that makes the environments (3.11 or newer)
+#   PIP_ARGS='…'         further arguments for every `pip install`, such as an index of CPU builds
+#   PYTEST_ARGS='…'      further arguments for pytest in `make test`
+#   DEMO_ARGS='…'        further arguments for `lfm2-mm demo`
+#   TRAIN_ARGS='…', EVAL_ARGS='…', BENCH_ARGS='…'   the same for those commands
+
+PYTHON ?= python3
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+TRAIN_ARGS ?=
+EVAL_ARGS ?=
+BENCH_ARGS ?=
+
+TORCH := torch==2.13.0
+VENV := .venv
+INTEROP := .venv-interop
+LOCK := .venv-lock
+BIN := $(VENV)/bin
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lock train-nano-vl eval-nano-vl test-interop bench-peers clean
+
+help: ## print this list
+	@sed -n -E 's/^([a-z-]+):.*## (.*)/  make \1	\2/p' Makefile | expand -t 24
+
+demo: $(VENV)/.run ## set up .venv and answer questions about images with the embedded model
+	@$(BIN)/lfm2-mm demo --out demo-out $(DEMO_ARGS)
+
+test: $(VENV)/.dev ## the default test tier: offline, a few minutes
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(VENV)/.dev ## format, lint, types, import rules, and the wheel in an empty environment
+	@echo "check: format"
+	@$(BIN)/ruff format --check --quiet .
+	@echo "check: lint"
+	@$(BIN)/ruff check --quiet .
+	@echo "check: types"
+	@$(BIN)/mypy --no-error-summary
+	@echo "check: import rules"
+	@$(BIN)/lint-imports --no-logo
+	@echo "check: wheel, built through the sdist and imported in an empty environment"
+	@PIP_ARGS="$(PIP_ARGS)" $(BIN)/python tools/wheel_smoke.py
+
+lock: ## resolve everything anew and rewrite constraints.txt
+	@$(need_python)
+	@echo "lock: resolving and installing into $(LOCK) (minutes)"
+	@rm -rf $(LOCK)
+	@$(PYTHON) -m venv $(LOCK)
+	@$(LOCK)/bin/python -m pip install -q $(PIP_ARGS) $(TORCH) -e '.[all,dev]'
+	@$(LOCK)/bin/python tools/lock.py constraints.txt
+	@rm -rf $(LOCK)
+
+train-nano-vl: $(VENV)/.run ## train the embedded vision model anew (hours on a CPU), into runs/
+	@$(BIN)/lfm2-mm train nano-vl --out runs/nano-vl $(TRAIN_ARGS)
+
+eval-nano-vl: $(VENV)/.run ## score the embedded vision model on held-out scenes, beside the blind baseline
+	@$(BIN)/lfm2-mm eval scenes $(EVAL_ARGS)
+
+test-interop: $(INTEROP)/.installed ## compare with transformers' processor, open_clip and timm, in their own environment
+	@found=0; failed=0; \
+	for script in tests/interop/oracle_*.py; do \
+	  [ -e "$$script" ] || continue; \
+	  found=$$((found + 1)); echo "interop: $$script"; \
+	  HF_HUB_OFFLINE=1 $(INTEROP)/bin/python "$$script" || failed=$$((failed + 1)); \
+	done; \
+	[ $$found -gt 0 ] || { echo "interop: no tests/interop/oracle_*.py was found."; exit 1; }; \
+	echo "interop: $$((found - failed)) passed, $$failed failed"; [ $$failed -eq 0 ]
+
+bench-peers: $(VENV)/.run $(INTEROP)/.installed ## time to first token beside transformers, interleaved (wants a quiet machine)
+	@$(BIN)/lfm2-mm bench vision --peer-python $(INTEROP)/bin/python $(BENCH_ARGS)
+
+clean: ## remove the environments, caches and what the programs made
+	rm -rf $(VENV) $(INTEROP) $(LOCK) build dist demo-out .mypy_cache .ruff_cache .pytest_cache \
+	  .import_linter_cache .hypothesis
+	find lfm2_mm vision audio retrieval evals tests tools -name __pycache__ -prune -exec rm -rf {} +
+
+# ---- environments: one stamp file for each step, so that a second run does nothing ----
+
+define need_python
+command -v $(PYTHON) >/dev/null 2>&1 || { \
+  echo "make: no interpreter $(PYTHON) was found: install Python 3.11 or newer, or name one with PYTHON=…" >&2; exit 1; }; \
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+  echo "make: $(PYTHON) is $$($(PYTHON) --version 2>&1), but lfm2_mm needs 3.11 or newer: name one with PYTHON=…" >&2; exit 1; }; \
+$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+  echo "make: $(PYTHON) cannot make environments: install its venv module (Debian, Ubuntu: apt install python3-venv)." >&2; exit 1; }
+endef
+
+$(VENV)/.made:
+	@$(need_python)
+	@echo "setup: making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.run: $(VENV)/.made pyproject.toml constraints.txt
+	@echo "setup: installing lfm2-mm and the pinned packages into $(VENV) (minutes the first time: torch is large)"
+	@$(BIN)/python -m pip install -q -c constraints.txt $(PIP_ARGS) -e '.[all]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.made pyproject.toml constraints.txt
+	@echo "setup: installing lfm2-mm, the pinned packages and the development tools into $(VENV) (minutes the first time: torch is large)"
+	@$(BIN)/python -m pip install -q -c constraints.txt $(PIP_ARGS) -e '.[all,dev]'
+	@touch $(VENV)/.run $@
+
+# torchvision breaks transformers' LFM2 classes beside this torch (docs/adr/0001): never in $(VENV).
+$(INTEROP)/.installed: pyproject.toml constraints.txt
+	@$(need_python)
+	@echo "setup: making $(INTEROP) with the packages that ours is compared with (minutes)"
+	@$(PYTHON) -m venv $(INTEROP)
+	@$(INTEROP)/bin/python -m pip install -q -c constraints.txt $(PIP_ARGS) -e .
+	@$(INTEROP)/bin/python -m pip install -q $(PIP_ARGS) --no-deps torchvision==0.28.0 \
+	  open_clip_torch==3.3.0 timm==1.0.31 ftfy==6.3.1 wcwidth==0.9.4
+	@touch $@

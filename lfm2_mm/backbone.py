@@ -1,0 +1,80 @@
+"""The LFM2 backbone: embeddings in, hidden states out.
+
+Dense, sparse (MoE) and bidirectional models are this one stack with another config. It neither
+tokenizes nor samples, and it does not know whether its rows are a training batch or the next
+tokens of many conversations: a `Mixing` does.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lfm2_mm.config import BackboneConfig
+from lfm2_mm.mixing import Mixing
+from lfm2_mm.moe import SparseMoe
+from lfm2_mm.operators import Attention, RMSNorm, Rotary, ShortConv, SwiGLU
+
+__all__ = ["Backbone", "Block"]
+
+
+class Block(nn.Module):
+    """`x += operator(norm(x)); x += ffn(norm(x))`, the operator a short conv or attention."""
+
+    def __init__(self, config: BackboneConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.is_attention = config.layer_types[layer] == "full_attention"
+        self.operator_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        if self.is_attention:
+            self.self_attn = Attention(config)
+        else:
+            self.conv = ShortConv(config)
+        self.ffn_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.feed_forward: nn.Module = (
+            SparseMoe(config)
+            if config.is_sparse(layer)
+            else SwiGLU(config.hidden_size, config.ffn_size)
+        )
+
+    def forward(
+        self,
+        x: Float[Tensor, "*n d"],
+        mixing: Mixing,
+        rotary: tuple[Float[Tensor, "*n 1 e"], Float[Tensor, "*n 1 e"]],
+    ) -> Float[Tensor, "*n d"]:
+        """One block over `[b, t, d]` or packed rows `[n, d]`."""
+        h = self.operator_norm(x)
+        if self.is_attention:
+            x = x + self.self_attn(h, mixing, self.layer, rotary)
+        else:
+            x = x + self.conv(h, mixing, self.layer)
+        return x + self.feed_forward(self.ffn_norm(x))
+
+
+class Backbone(nn.Module):
+    """The stack of blocks between the token embedding and the final norm."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
+        self.embedding_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.rotary = Rotary(config.head_dim, config.rope_theta)
+
+    def embed(self, ids: Int[Tensor, "*n"]) -> Float[Tensor, "*n d"]:
+        """Token embeddings."""
+        return self.embed_tokens(ids)
+
+    def forward(self, x: Float[Tensor, "*n d"], mixing: Mixing) -> Float[Tensor, "*n d"]:
+        """Hidden states after the final norm, of the same shape as `x`.
+
+        Args:
+            x: Embeddings: `[b, t, d]` with `Whole`, packed rows `[n, d]` with `Ragged`.
+            mixing: How these positions see each other, and where they stand.
+        """
+        rotary = self.rotary(mixing.positions, x.dtype)
+        for block in self.layers:
+            x = block(x, mixing, rotary)
+        return self.embedding_norm(x)

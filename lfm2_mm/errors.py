@@ -1,0 +1,101 @@
+"""Every error a user of this package can meet, as one tree.
+
+Lfm2Error
+├── ModelNotFound            no such embedded name, folder or Hub repository
+├── CheckpointError          a checkpoint was found but cannot be used
+│   ├── UnsupportedArchitecture   its config names a model that nothing here claims
+│   ├── CorruptWeights            a weight file is damaged, or of a refused format
+│   └── TensorMismatch            tensors are missing, unknown or of another shape
+├── InputError               what the caller handed in cannot be used
+│   ├── ImageError                an image cannot be read, or is over a limit
+│   ├── FetchError                a URL could not be fetched
+│   ├── MessageError              chat messages are malformed
+│   ├── PlaceholderMismatch       placeholders and attachments differ in number
+│   ├── ContextOverflow           the prompt does not fit into the context
+│   └── ConstraintError           a JSON schema or regex cannot be used
+├── MissingExtra             an optional dependency is not installed
+└── SettingError             an option or environment variable has an unusable value
+
+Each message is one sentence that says what happened, the value seen and what to do.
+This module knows nothing of the code that raises: it imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckpointError",
+    "ConstraintError",
+    "ContextOverflow",
+    "CorruptWeights",
+    "FetchError",
+    "ImageError",
+    "InputError",
+    "Lfm2Error",
+    "MessageError",
+    "MissingExtra",
+    "ModelNotFound",
+    "PlaceholderMismatch",
+    "SettingError",
+    "TensorMismatch",
+    "UnsupportedArchitecture",
+]
+
+
+class Lfm2Error(Exception):
+    """Base of every error raised on purpose by this package."""
+
+
+class ModelNotFound(Lfm2Error):
+    """No embedded model, folder or Hub repository has the name that was asked for."""
+
+
+class CheckpointError(Lfm2Error):
+    """A checkpoint was found but cannot be used."""
+
+
+class UnsupportedArchitecture(CheckpointError):
+    """The checkpoint's config names an architecture that no frontend claims."""
+
+
+class CorruptWeights(CheckpointError):
+    """A weight file is damaged, empty or of a format that is refused."""
+
+
+class TensorMismatch(CheckpointError):
+    """Tensors are missing, unknown or of another shape than the config says."""
+
+
+class InputError(Lfm2Error):
+    """Something that the caller handed in cannot be used."""
+
+
+class ImageError(InputError):
+    """An image cannot be read, or is over a limit."""
+
+
+class FetchError(InputError):
+    """A URL could not be fetched."""
+
+
+class MessageError(InputError):
+    """Chat messages or tools are malformed."""
+
+
+class PlaceholderMismatch(InputError):
+    """The number of placeholders differs from the number of attachments or features."""
+
+
+class ContextOverflow(InputError):
+    """The prompt and the tokens asked for do not fit into the model's context."""
+
+
+class ConstraintError(InputError):
+    """A JSON schema or regular expression cannot be compiled."""
+
+
+class MissingExtra(Lfm2Error):
+    """An optional dependency is not installed."""
+
+
+class SettingError(Lfm2Error):
+    """An option or environment variable has a value that cannot be used."""

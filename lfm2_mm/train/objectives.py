@@ -1,0 +1,24 @@
+"""Training objectives that every modality shares."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+__all__ = ["IGNORE", "next_token_loss"]
+
+IGNORE = -100
+"""The target of positions that carry no loss."""
+
+
+def next_token_loss(
+    hidden: Float[Tensor, "b t d"], head: Float[Tensor, "v d"], targets: Int[Tensor, "b t"]
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy in nats over positions whose target is not `IGNORE`.
+
+    `targets[b, t]` is the token that follows position t. Logits are computed only where they count.
+    """
+    chosen = targets != IGNORE
+    logits = F.linear(hidden[chosen], head)
+    return F.cross_entropy(logits.float(), targets[chosen])

@@ -1,0 +1,289 @@
+"""nano-vl: the shapes and the recipe of the embedded vision-language model.
+
+`train` runs or resumes the recipe; `export` writes what was learnt in the official layout. Every
+batch is a pure function of (recipe, step). The model itself, the data and the trainer live
+elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from lfm2_mm.config import BackboneConfig
+from lfm2_mm.operators import RMSNorm, SwiGLU
+from lfm2_mm.saving import save_checkpoint
+from lfm2_mm.train.attention import plain_attention
+from lfm2_mm.train.trainer import Schedule, Trainer
+from lfm2_vision.config import ConnectorConfig, TowerConfig
+from lfm2_vision.encoder import Mlp, SelfAttention
+from lfm2_vision.image_config import ImageConfig
+from lfm2_vision.model import VisionLanguageModel, config_dict
+from lfm2_vision.scenes import (
+    ALL_SHAPES,
+    CORE,
+    Profile,
+    build_tokenizer,
+    canvas,
+    generate,
+    stream,
+)
+from lfm2_vision.training import Auxiliary, SceneBatch, SceneEncoder, answered, scene_loss
+
+__all__ = ["Recipe", "Stage", "build", "export", "held_out_scores", "recipe", "train"]
+
+TOWER = TowerConfig(hidden_size=128, ffn_size=384, n_layers=6, n_heads=4, patch_size=8, grid=16)
+CONNECTOR = ConnectorConfig(hidden_size=256, layer_norm=False)
+BACKBONE = BackboneConfig(
+    vocab_size=1024,
+    hidden_size=192,
+    ffn_size=384,
+    layer_types=("conv", "conv", "full_attention", "conv", "full_attention", "conv"),
+    n_heads=6,
+    n_kv_heads=2,
+    head_dim=32,
+    max_positions=4096,
+    eos_ids=(7,),
+)
+IMAGES = ImageConfig(
+    patch_size=8,
+    tile_size=128,
+    max_tiles=6,
+    min_image_tokens=48,
+    max_image_tokens=64,
+    max_pixels_tolerance=16.0,
+)
+NEAR = Profile(canvas=(128, 320), max_aspect=4.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stretch of the recipe.
+
+    Attributes:
+        until: Step at which it ends.
+        profiles: What scenes contain, each with its share.
+        batch: Pictures per step.
+        tiled_every: One step in so many uses tiled pictures (of large canvases); 0 for none.
+        auxiliary: Weight of the auxiliary losses.
+    """
+
+    until: int
+    profiles: tuple[tuple[Profile, float], ...]
+    batch: int = 24
+    tiled_every: int = 0
+    auxiliary: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides what nano-vl becomes."""
+
+    seed: int
+    schedule: Schedule
+    stages: tuple[Stage, ...]
+    questions: int = 7
+
+    def stage(self, step: int) -> Stage:
+        """The stage of a step; the last one stays."""
+        return next((s for s in self.stages if step < s.until), self.stages[-1])
+
+
+def recipe(steps: int, seed: int = 20261121) -> Recipe:
+    """The recipe, stretched to so many steps."""
+    one = Profile(canvas=(128, 224), max_aspect=2.0, things=(1, 2))
+    few = Profile(canvas=(128, 320), max_aspect=4.0, things=(1, 3))
+    rare = Profile(canvas=(128, 320), max_aspect=4.0, shapes=ALL_SHAPES, sign_probability=0.5,
+                   small_probability=0.2)
+    mixed = ((NEAR, 0.4), (CORE, 0.45), (rare, 0.15))
+    return Recipe(
+        seed=seed,
+        schedule=Schedule(steps=steps, warmup=300, peak=1.3e-3),
+        stages=(
+            Stage(until=int(0.06 * steps), profiles=((one, 1.0),), auxiliary=1.0),
+            Stage(until=int(0.15 * steps), profiles=((few, 0.6), (NEAR, 0.4)), auxiliary=1.0),
+            Stage(until=int(0.8 * steps), profiles=mixed, tiled_every=6),
+            Stage(until=steps, profiles=mixed, tiled_every=4, auxiliary=0.25),
+        ),
+    )
+
+
+def tokenizer_files() -> dict[str, str]:
+    """Names and contents of nano-vl's tokenizer files."""
+    with tempfile.TemporaryDirectory() as folder:
+        build_tokenizer(folder)
+        return {path.name: path.read_text() for path in sorted(Path(folder).iterdir())}
+
+
+def build(seed: int = 0) -> VisionLanguageModel:
+    """An untrained nano-vl."""
+    torch.manual_seed(seed)
+    model = VisionLanguageModel(TOWER, CONNECTOR, BACKBONE)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.7 * module.in_features**-0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+        elif isinstance(module, nn.Conv1d):
+            nn.init.normal_(module.weight, std=0.3)
+    return model
+
+
+class Batches(Dataset[SceneBatch]):
+    """Step number to batch."""
+
+    def __init__(self, plan: Recipe, tokenizer: str) -> None:
+        self.plan, self._tokenizer = plan, tokenizer
+        self._encoder: SceneEncoder | None = None
+
+    def __len__(self) -> int:
+        return self.plan.schedule.steps
+
+    def __getitem__(self, step: int) -> SceneBatch:
+        if self._encoder is None:  # made in the worker process
+            torch.set_num_threads(1)
+            self._encoder = SceneEncoder(Tokenizer.from_str(self._tokenizer), IMAGES)
+        plan, stage = self.plan, self.plan.stage(step)
+        rng = stream(plan.seed, step, "train", "batch")
+        tiled = stage.tiled_every > 0 and step % stage.tiled_every == 0
+        profiles, weights = zip(*stage.profiles, strict=True)
+        profile: Profile = rng.choices(profiles, weights)[0]
+        if tiled:
+            profile = replace(profile, canvas=(400, 1024), max_aspect=2.5)
+        # one canvas a step: views of equal size are attended to in one call
+        profile = replace(profile, size=canvas(rng, profile))
+        samples = [
+            generate(plan.seed, step * 64 + i, profile=profile, questions=plan.questions)
+            for i in range(max(1, stage.batch // 6) if tiled else stage.batch)
+        ]
+        config = IMAGES if tiled else IMAGES.with_budget(max_tiles=1)
+        return self._encoder.batch(samples, config)
+
+
+def _unbatched(batch: SceneBatch) -> SceneBatch:
+    return batch
+
+
+def _stream(data: Batches, start: int, workers: int) -> Iterator[SceneBatch]:
+    loader = DataLoader(
+        data,
+        batch_size=None,
+        sampler=range(start, len(data)),
+        num_workers=workers,
+        collate_fn=_unbatched,
+        prefetch_factor=8 if workers else None,
+    )
+    yield from loader
+
+
+def _quicken(model: VisionLanguageModel) -> None:
+    """Fuse the position-wise parts and use the attention that trains fast on a CPU."""
+    for module in model.modules():
+        if isinstance(module, Mlp | SwiGLU | RMSNorm):
+            module.compile(dynamic=True)
+        elif isinstance(module, SelfAttention):
+            module.attend = plain_attention
+
+
+class _Training(nn.Module):
+    """The model and its auxiliary heads under one roof, for one optimizer."""
+
+    def __init__(self, model: VisionLanguageModel) -> None:
+        super().__init__()
+        self.model = model
+        self.auxiliary = Auxiliary(TOWER.hidden_size, BACKBONE.hidden_size)
+
+
+def held_out_scores(
+    model: VisionLanguageModel, *, count: int = 200, profile: Profile = CORE, seed: int = 7
+) -> dict[str, float]:
+    """Quick held-out exact match per kind, for the log; the evaluation proper is in the evals."""
+    encoder = SceneEncoder(Tokenizer.from_str(tokenizer_files()["tokenizer.json"]), IMAGES)
+    right: dict[str, list[bool]] = {}
+    for i in range(count):
+        sample = generate(seed, i, split="held_out", profile=profile)
+        for kind, good in answered(model, encoder.batch([sample])):
+            right.setdefault(kind, []).append(good)
+    return {kind: sum(goods) / len(goods) for kind, goods in sorted(right.items())}
+
+
+def train(
+    plan: Recipe,
+    folder: Path,
+    *,
+    until: int | None = None,
+    workers: int = 1,
+    device: str = "cpu",
+    score_every: int = 1000,
+    say: Callable[[str], None] = print,
+) -> VisionLanguageModel:
+    """Run the recipe, or resume it from the folder's checkpoint; the averaged model comes back."""
+    both = _Training(build(plan.seed)).to(device)
+    _quicken(both.model)
+
+    def loss(batch: SceneBatch) -> tuple[Tensor, dict[str, float]]:
+        weight = plan.stage(trainer.step).auxiliary
+        return scene_loss(both.model, both.auxiliary, batch, weight)
+
+    trainer = Trainer(both, loss, plan.schedule, folder)
+    if trainer.resume():
+        say(f"resumed at step {trainer.step}")
+    data = Batches(plan, tokenizer_files()["tokenizer.json"])
+    end = min(until or len(data), len(data))
+    source = _stream(data, trainer.step, workers)
+    while trainer.step < end:
+        stop = min(end, (trainer.step // score_every + 1) * score_every)
+        chunk = (next(source) for _ in range(stop - trainer.step))
+        trainer.run(chunk, save_every=score_every, say=say)
+        scores = held_out_scores(averaged(trainer, both))
+        with (folder / "scores.jsonl").open("a") as log:
+            log.write(json.dumps({"step": trainer.step, **scores}) + "\n")
+        say("held out: " + " ".join(f"{kind} {score:.3f}" for kind, score in scores.items()))
+    return averaged(trainer, both)
+
+
+def averaged(trainer: Trainer, both: nn.Module) -> VisionLanguageModel:
+    """A copy of the model that holds the averaged weights."""
+    copy = build()
+    wanted = {
+        name.removeprefix("model."): value.detach().float().cpu()
+        for name, value in trainer.averaged().items()
+        if name.startswith("model.")
+    }
+    copy.load_state_dict(wanted, strict=True)
+    return copy.eval()
+
+
+def export(model: VisionLanguageModel, folder: Path) -> None:
+    """Write a checkpoint in the official layout, in bf16."""
+    tokenizer = tokenizer_files()
+    image_id = Tokenizer.from_str(tokenizer["tokenizer.json"]).token_to_id("<image>")
+    state = {}
+    for name, value in model.state_dict().items():
+        stored = name.replace("vision_tower.", "vision_tower.vision_model.", 1)
+        state[f"model.{stored}"] = value.to(torch.bfloat16)
+    config = config_dict(
+        TOWER, CONNECTOR, BACKBONE, image_token_id=image_id, dtype="bfloat16"
+    )
+    generation = {"bos_token_id": 1, "eos_token_id": 7, "pad_token_id": 0}
+    processor = {"image_processor": IMAGES.to_dict(), "processor_class": "Lfm2VlProcessor"}
+    save_checkpoint(
+        folder,
+        state,
+        config,
+        extra_files={
+            **tokenizer,
+            "generation_config.json": json.dumps(generation, indent=2) + "\n",
+            "processor_config.json": json.dumps(processor, indent=2) + "\n",
+        },
+    )

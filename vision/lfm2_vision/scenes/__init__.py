@@ -1,0 +1,72 @@
+"""The scene world of nano-vl: drawn scenes, questions about them, and the tokenizer they need.
+
+Imports no torch and nothing else of this package.
+"""
+
+from __future__ import annotations
+
+from .draw import SIGN_LABEL, label_map, render
+from .questions import CORE_KINDS, KINDS, QA, ask_all, describe, for_evaluation, pick
+from .sample import (
+    CORE,
+    EXTRA,
+    MORE_SHAPES,
+    SIGNS,
+    SMALL_THINGS,
+    Profile,
+    Sample,
+    canvas,
+    generate,
+    generate_scene,
+    stream,
+)
+from .text import build_tokenizer
+from .world import (
+    ALL_SHAPES,
+    COLOURS,
+    CORE_SHAPES,
+    EXTRA_SHAPES,
+    HELD_OUT_PAIRS,
+    HELD_OUT_WORDS,
+    WORDS,
+    Ground,
+    Scene,
+    Sign,
+    Thing,
+)
+
+__all__ = [
+    "ALL_SHAPES",
+    "COLOURS",
+    "CORE",
+    "CORE_KINDS",
+    "CORE_SHAPES",
+    "EXTRA",
+    "EXTRA_SHAPES",
+    "Ground",
+    "HELD_OUT_PAIRS",
+    "HELD_OUT_WORDS",
+    "KINDS",
+    "MORE_SHAPES",
+    "Profile",
+    "QA",
+    "SIGNS",
+    "SIGN_LABEL",
+    "SMALL_THINGS",
+    "Sample",
+    "Scene",
+    "Sign",
+    "Thing",
+    "WORDS",
+    "ask_all",
+    "build_tokenizer",
+    "canvas",
+    "describe",
+    "for_evaluation",
+    "generate",
+    "generate_scene",
+    "label_map",
+    "pick",
+    "render",
+    "stream",
+]

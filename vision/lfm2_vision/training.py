@@ -1,0 +1,256 @@
+"""Training data and loss of the vision frontend: drawn scenes as rows, and the model's loss.
+
+A batch is a pure function of (recipe, step). Each picture is one prefix with its questions as
+branches, so every question is learnt as if asked alone. Besides the next token, small auxiliary
+heads learn what each patch and each position shows; their labels come free from the scenes, and
+they are dropped when the model is exported. Knows no optimizer and no schedule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from numpy.typing import NDArray
+from PIL import Image
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from lfm2_mm.train.objectives import IGNORE, next_token_loss
+from lfm2_mm.train.packing import Branched
+from lfm2_vision.image_config import ImageConfig
+from lfm2_vision.model import VisionLanguageModel
+from lfm2_vision.patches import patchify, views
+from lfm2_vision.prompt_text import ImageTokens, placeholder_text
+from lfm2_vision.scenes import ALL_SHAPES, COLOURS, SIGN_LABEL, Sample, Scene, label_map
+from lfm2_vision.tiling import Plan, plan
+
+__all__ = ["Auxiliary", "SceneBatch", "SceneEncoder", "scene_loss"]
+
+_GROUND, _SIGN = 0, len(ALL_SHAPES) + 1
+_SHAPE_ID = {name: i + 1 for i, name in enumerate(ALL_SHAPES)}
+_COLOUR_ID = {name: i + 1 for i, name in enumerate(COLOURS)}
+_LEAST_COVER = 0.2  # a patch shows a thing when the thing covers this share of it
+
+
+@dataclass
+class SceneBatch:
+    """Pictures with their questions, ready for the model.
+
+    Attributes:
+        patches: Packed patches of all views, float32 `[n, p]`.
+        shapes: Patch rows and columns of each view.
+        ids: Token rows `[b, t]`, prefix then branches, padded with 0.
+        image_positions: Where the features of all views go, as flat indices into `ids`.
+        targets: Next tokens `[b, t]`; `IGNORE` where no loss is taken.
+        mixing: How the positions of a row see each other.
+        patch_shape: Shape class of each patch, `[n]`.
+        patch_colour: Colour class of each patch, `[n]`; `IGNORE` on ground and signs.
+        cell_shape: Shape class whose centre lies in each position, `[m]`; 0 for none.
+        cell_colour: Its colour class, `[m]`; `IGNORE` for none.
+        kinds: Kind of each branch, row by row.
+        branches: First position and length of each branch, row by row.
+    """
+
+    patches: Tensor
+    shapes: list[tuple[int, int]]
+    ids: Tensor
+    image_positions: Tensor
+    targets: Tensor
+    mixing: Branched
+    patch_shape: Tensor
+    patch_colour: Tensor
+    cell_shape: Tensor
+    cell_colour: Tensor
+    kinds: list[list[str]] = field(default_factory=list)
+    branches: list[list[tuple[int, int]]] = field(default_factory=list)
+
+
+class SceneEncoder:
+    """Turns samples into batches.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        config: How pictures are prepared.
+        taps: Taps of the backbone's short convolutions.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, config: ImageConfig, *, taps: int = 3) -> None:
+        self.tokenizer, self.config, self.taps = tokenizer, config, taps
+        self.tokens = ImageTokens()
+        self.image_id = tokenizer.token_to_id(self.tokens.image)
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def batch(self, samples: Sequence[Sample], config: ImageConfig | None = None) -> SceneBatch:
+        """Encode samples; `config` overrides the image settings for this batch."""
+        config = config or self.config
+        plans = [plan(*sample.image.size, config) for sample in samples]
+        rows, heads = [], []
+        for sample, layout in zip(samples, plans, strict=True):
+            prefix = self._encode(
+                "<|startoftext|><|im_start|>user\n" + placeholder_text(layout, self.tokens)
+            )
+            branches = [
+                (
+                    self._encode(f"{qa.question}<|im_end|>\n<|im_start|>assistant\n"),
+                    self._encode(f"{qa.answer}<|im_end|>"),
+                )
+                for qa in sample.questions
+            ]
+            rows.append((prefix, branches))
+            heads.append((len(prefix), [len(q) + len(a) for q, a in branches]))
+        time = max(prefix + sum(lengths) for prefix, lengths in heads)
+        ids = torch.zeros(len(rows), time, dtype=torch.long)
+        targets = torch.full_like(ids, IGNORE)
+        spans: list[list[tuple[int, int]]] = []
+        for i, (prefix, branches) in enumerate(rows):
+            ids[i, : len(prefix)] = torch.tensor(prefix)
+            at = len(prefix)
+            spans.append([])
+            for question, answer in branches:
+                end = at + len(question) + len(answer)
+                ids[i, at:end] = torch.tensor(question + answer)
+                targets[i, end - len(answer) - 1 : end - 1] = torch.tensor(answer)
+                spans[-1].append((at, end - at))
+                at = end
+        patches, shapes, labels = [], [], []
+        for sample, layout in zip(samples, plans, strict=True):
+            pixels = views(sample.image, layout, config)
+            patches += [patchify(view, config) for view in pixels]
+            shapes += [(view.patch_rows, view.patch_cols) for view in layout.views]
+            labels += _labels(sample.scene, layout, config)
+        columns = [torch.from_numpy(np.concatenate(column)) for column in zip(*labels, strict=True)]
+        return SceneBatch(
+            patches=torch.cat(patches),
+            shapes=shapes,
+            ids=ids,
+            image_positions=(ids == self.image_id).flatten().nonzero()[:, 0],
+            targets=targets,
+            mixing=Branched(heads, time, taps=self.taps),
+            patch_shape=columns[0],
+            patch_colour=columns[1],
+            cell_shape=columns[2],
+            cell_colour=columns[3],
+            kinds=[[qa.kind for qa in sample.questions] for sample in samples],
+            branches=spans,
+        )
+
+
+def _labels(
+    scene: Scene, layout: Plan, config: ImageConfig
+) -> list[tuple[NDArray[np.int64], ...]]:
+    """Per view: patch shapes, patch colours, cell shapes, cell colours."""
+    whole = Image.fromarray(label_map(scene))
+    out = []
+    for view in layout.views:
+        size = (view.width, view.height) if view.kind == "thumbnail" else layout.canvas
+        left, top, right, bottom = view.box
+        # PIL crops in source pixels and resizes in one go; nearest keeps labels whole
+        scale_x, scale_y = scene.width / size[0], scene.height / size[1]
+        box = (left * scale_x, top * scale_y, right * scale_x, bottom * scale_y)
+        crop = whole.resize((view.width, view.height), Image.Resampling.NEAREST, box=box)
+        patch_shape, patch_colour = _patch_labels(np.asarray(crop), scene, config.patch_size)
+        side = config.token_side
+        rows, cols = view.height // side, view.width // side
+        cell_shape = np.zeros((rows, cols), np.int64)
+        cell_colour = np.full((rows, cols), IGNORE, np.int64)
+        for thing in scene.things:
+            x, y = thing.cx / scale_x - left, thing.cy / scale_y - top
+            if 0 <= x < view.width and 0 <= y < view.height:
+                cell_shape[int(y // side), int(x // side)] = _SHAPE_ID[thing.shape]
+                cell_colour[int(y // side), int(x // side)] = _COLOUR_ID[thing.colour]
+        out.append((patch_shape, patch_colour, cell_shape.ravel(), cell_colour.ravel()))
+    return out
+
+
+def _patch_labels(
+    crop: NDArray[np.uint8], scene: Scene, side: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The thing that covers most of each patch, as shape and colour classes, raster order."""
+    rows, cols = crop.shape[0] // side, crop.shape[1] // side
+    cells = crop.reshape(rows, side, cols, side).transpose(0, 2, 1, 3).reshape(rows * cols, -1)
+    marks = [*range(1, len(scene.things) + 1), SIGN_LABEL]
+    cover = np.stack([(cells == mark).mean(-1) for mark in marks])
+    best = cover.argmax(0)
+    shown = cover.max(0) >= _LEAST_COVER
+    shape_of = np.array([*(_SHAPE_ID[thing.shape] for thing in scene.things), _SIGN])
+    colour_of = np.array([*(_COLOUR_ID[thing.colour] for thing in scene.things), IGNORE])
+    return np.where(shown, shape_of[best], _GROUND), np.where(shown, colour_of[best], IGNORE)
+
+
+class Auxiliary(nn.Module):
+    """Linear heads over patches (from the tower) and positions (from the connector)."""
+
+    def __init__(self, tower_size: int, backbone_size: int) -> None:
+        super().__init__()
+        shapes, colours = len(ALL_SHAPES) + 2, len(COLOURS) + 1
+        self.patch_shape = nn.Linear(tower_size, shapes)
+        self.patch_colour = nn.Linear(tower_size, colours)
+        self.cell_shape = nn.Linear(backbone_size, shapes)
+        self.cell_colour = nn.Linear(backbone_size, colours)
+
+    def loss(
+        self, rows: Float[Tensor, "n c"], cells: Float[Tensor, "m d"], batch: SceneBatch
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Sum of the four cross-entropies in nats, and the share of patches named rightly."""
+        patch = self.patch_shape(rows).float()
+        things = (batch.patch_shape != _GROUND) & (batch.patch_shape != _SIGN)
+        terms = [
+            F.cross_entropy(patch, batch.patch_shape),
+            F.cross_entropy(self.patch_colour(rows).float(), batch.patch_colour),
+            4 * F.cross_entropy(self.cell_shape(cells).float(), batch.cell_shape),
+            F.cross_entropy(self.cell_colour(cells).float(), batch.cell_colour),
+        ]
+        right = (patch.argmax(-1) == batch.patch_shape)[things].float().mean()
+        return torch.stack(terms).sum(), {"patch_right": float(right)}
+
+
+def scene_hidden(
+    model: VisionLanguageModel, batch: SceneBatch
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states of the rows, tower rows and connector rows of a batch."""
+    rows = model.vision_tower(batch.patches, batch.shapes)
+    cells = model.multi_modal_projector(rows, batch.shapes)
+    x = model.language_model.embed(batch.ids)
+    flat = x.flatten(0, 1).index_copy(0, batch.image_positions, cells.to(x.dtype))
+    hidden = model.language_model(flat.view_as(x), batch.mixing)
+    return hidden, rows, cells
+
+
+def scene_loss(
+    model: VisionLanguageModel, auxiliary: Auxiliary, batch: SceneBatch, weight: float
+) -> tuple[Tensor, dict[str, float]]:
+    """Next-token loss plus the weighted auxiliary losses."""
+    hidden, rows, cells = scene_hidden(model, batch)
+    text = next_token_loss(hidden, model.head_weight, batch.targets)
+    extra, parts = auxiliary.loss(rows, cells, batch)
+    return text + weight * extra, {
+        "text": float(text.detach()),
+        "aux": float(extra.detach()),
+        **parts,
+    }
+
+
+@torch.no_grad()
+def answered(model: VisionLanguageModel, batch: SceneBatch) -> list[tuple[str, bool]]:
+    """Per branch its kind and whether greedy decoding would give exactly the right answer.
+
+    Greedy decoding reproduces an answer if and only if, fed the answer so far, the model prefers
+    the right token at every step; so one forward pass decides for all branches.
+    """
+    hidden, _, _ = scene_hidden(model, batch)
+    out = []
+    for i, (kinds, spans) in enumerate(zip(batch.kinds, batch.branches, strict=True)):
+        for kind, (start, length) in zip(kinds, spans, strict=True):
+            targets = batch.targets[i, start : start + length]
+            asked = targets != IGNORE
+            scores = F.linear(hidden[i, start : start + length][asked], model.head_weight)
+            out.append((kind, bool((scores.argmax(-1) == targets[asked]).all())))
+    return out
