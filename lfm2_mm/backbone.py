@@ -49,7 +49,8 @@ class Block(nn.Module):
             x = x + self.self_attn(h, mixing, self.layer, rotary)
         else:
             x = x + self.conv(h, mixing, self.layer)
-        return x + self.feed_forward(self.ffn_norm(x))
+        out: Tensor = x + self.feed_forward(self.ffn_norm(x))
+        return out
 
 
 class Backbone(nn.Module):
@@ -65,7 +66,8 @@ class Backbone(nn.Module):
 
     def embed(self, ids: Int[Tensor, "*n"]) -> Float[Tensor, "*n d"]:
         """Token embeddings."""
-        return self.embed_tokens(ids)
+        rows: Tensor = self.embed_tokens(ids)
+        return rows
 
     def forward(self, x: Float[Tensor, "*n d"], mixing: Mixing) -> Float[Tensor, "*n d"]:
         """Hidden states after the final norm, of the same shape as `x`.
@@ -77,4 +79,5 @@ class Backbone(nn.Module):
         rotary = self.rotary(mixing.positions, x.dtype)
         for block in self.layers:
             x = block(x, mixing, rotary)
-        return self.embedding_norm(x)
+        out: Tensor = self.embedding_norm(x)
+        return out

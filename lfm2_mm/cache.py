@@ -25,7 +25,8 @@ _GROWTH = 256  # rows; capacity is rounded up to a multiple and at least doubled
 class _Buffer:
     """Append-only rows shared by caches and snapshots.
 
-    keys, values: `[attention layers, g, capacity, e]`; rows below `filled` are never overwritten.
+    keys, values: `[attention layers, g, capacity, e]`; rows below `filled` are taken: whoever took
+    them writes them once.
     """
 
     keys: Tensor
@@ -48,6 +49,11 @@ class Snapshot:
     length: int
     _buffer: _Buffer
     _conv: tuple[Tensor, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that belong to this snapshot alone."""
+        return sum(state.nbytes for state in self._conv)
 
     @property
     def buffer_id(self) -> int:
@@ -103,13 +109,18 @@ class SequenceCache:
     def reserve(self, n: int) -> None:
         """Make room for `n` more positions, and own the rows they will be written to."""
         needed, buffer = self.length + n, self._buffer
-        if needed <= buffer.capacity and buffer.filled == self.length:
-            return
+        if needed > buffer.capacity or buffer.filled != self.length:
+            self._move(needed)
+        self._buffer.filled = needed  # claimed: whoever shares the buffer no longer may
+
+    def _move(self, needed: int) -> None:
+        """Continue in a buffer of its own."""
+        buffer = self._buffer
         capacity = buffer.capacity
         if needed > capacity:
             capacity = _round_up(max(needed, 2 * capacity))
         shape = (*buffer.keys.shape[:2], capacity, buffer.keys.shape[3])
-        grown = _Buffer(buffer.keys.new_empty(shape), buffer.values.new_empty(shape), self.length)
+        grown = _Buffer(buffer.keys.new_empty(shape), buffer.values.new_empty(shape))
         grown.keys[:, :, : self.length] = buffer.keys[:, :, : self.length]
         grown.values[:, :, : self.length] = buffer.values[:, :, : self.length]
         self._buffer = grown
@@ -144,8 +155,9 @@ class SequenceCache:
         self._buffer.filled = self.length
 
     def snapshot(self) -> Snapshot:
-        """Remember this boundary. States are replaced, never written to, so nothing is copied."""
-        return Snapshot(self.length, self._buffer, tuple(self._conv))
+        """Remember this boundary; copies the small convolution states only."""
+        # a state may be a view of a whole step's window, which would stay alive with it
+        return Snapshot(self.length, self._buffer, tuple(state.clone() for state in self._conv))
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back (or forward) to a boundary of this model's state."""

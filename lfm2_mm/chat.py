@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,26 +21,25 @@ from torch import Tensor
 
 from lfm2_mm.errors import MessageError, PlaceholderMismatch
 from lfm2_mm.frontends import InputEncoder, Prepared
+from lfm2_mm.messages import (
+    Attached,
+    Messages,
+    Tools,
+    checked_turns,
+    counted,
+    fill_bare,
+    split_at,
+    tool_schema,
+)
 from lfm2_mm.tokenizer import OUTPUT_MARKERS, Tokenizer
 from lfm2_mm.toolcalls import THINK_START
 
 __all__ = [
-    "Message",
-    "Messages",
     "Prompt",
     "Slot",
-    "Tools",
     "build_prompt",
-    "question_messages",
 ]
 
-Message = Mapping[str, Any]
-# "| Any": messages and tools come from outside, so that they are checked here and not by types
-Messages = Sequence[Message] | Any
-Tools = Sequence[Mapping[str, Any] | Callable[..., Any]] | Any
-
-_ROLES = {role: role for role in ("system", "user", "assistant", "tool")} | {"developer": "system"}
-_TEXT_TYPES = ("text", "input_text", "output_text")
 _RESERVED = frozenset(
     "chat_template conversation max_length messages padding return_assistant_tokens_mask "
     "return_dict return_tensors sanitize_control_tokens tokenize tokenizer_kwargs "
@@ -112,24 +111,6 @@ class Prompt:
         return self.text.rstrip().endswith(THINK_START)
 
 
-@dataclass(eq=False)
-class _Attached:
-    """A content part that an encoder claims."""
-
-    encoder: InputEncoder
-    part: Mapping[str, Any]
-
-    @property
-    def noun(self) -> str:
-        """The shortest type its encoder claims: the one templates know (`image`, `audio`)."""
-        return _noun(self.encoder)
-
-    @property
-    def is_bare(self) -> bool:
-        """Whether the part only marks a place, as `{"type": "image"}` does."""
-        return all(value is None for key, value in self.part.items() if key != "type")
-
-
 def build_prompt(
     messages: Messages,
     *,
@@ -164,9 +145,9 @@ def build_prompt(
         raise MessageError(
             f"the template option {reserved[0]!r} cannot be set from outside; leave it out"
         )
-    turns = _turns(messages, encoders)
-    attached = [part for turn in turns for part in turn["content"] if isinstance(part, _Attached)]
-    _fill(attached, attachments, encoders)
+    turns = checked_turns(messages, encoders)
+    attached = [part for turn in turns for part in turn["content"] if isinstance(part, Attached)]
+    fill_bare(attached, attachments, encoders)
     prepared = {part: part.encoder.prepare(part.part) for part in attached}
 
     plain = tokenizer.chat_template is None
@@ -177,7 +158,7 @@ def build_prompt(
         )
     if tools and (isinstance(tools, str | Mapping) or not isinstance(tools, Sequence)):
         raise MessageError(f"the tools are a {type(tools).__name__}; give a list of JSON schemas")
-    schemas = [_schema(tool, index) for index, tool in enumerate(tools or ())]
+    schemas = [tool_schema(tool, index) for index, tool in enumerate(tools or ())]
     trusted = [json.dumps(tokenizer.chat_template), *(item.text for item in prepared.values())]
     cut, mark = _private_characters(
         "\n".join([*_strings((turns, schemas, template_kwargs)), *trusted])
@@ -196,193 +177,6 @@ def build_prompt(
         for form in (json.dumps(char)[1:-1], repr(char)[1:-1]):
             rendered = rendered.replace(form, char)
     return _assemble(rendered, tokenizer, attached, prepared, cut=cut, mark=mark, plain=plain)
-
-
-def question_messages(
-    question: str,
-    attachments: Sequence[Mapping[str, Any]] = (),
-    *,
-    encoders: Sequence[InputEncoder] = (),
-    system: str | None = None,
-) -> list[dict[str, Any]]:
-    """Messages of one question about some attachments.
-
-    The attachments come first, then the text. If the question holds an encoder's placeholder
-    (`<image>`) literally, those places take that encoder's attachments in order.
-
-    Raises:
-        PlaceholderMismatch: if the question holds another number of placeholders than there are
-            attachments of the kind.
-    """
-    by_type = _by_type(encoders)
-    waiting: dict[str, list[Mapping[str, Any]]] = {}
-    front: list[Mapping[str, Any]] = []
-    nouns = {encoder.placeholder: _noun(encoder) for encoder in encoders if encoder.placeholder}
-    places = [p for p in nouns if p in question]
-    for part in attachments:
-        encoder = by_type.get(part.get("type", ""))
-        if encoder is not None and encoder.placeholder in places:
-            waiting.setdefault(encoder.placeholder, []).append(part)
-        else:
-            front.append(part)
-    for placeholder in places:
-        given = len(waiting.get(placeholder, ()))
-        _match("the question holds", question.count(placeholder), given, nouns[placeholder])
-    content: list[Mapping[str, Any]] = list(front)
-    for piece in _split(question, places):
-        if piece in waiting:
-            content.append(waiting[piece].pop(0))
-        elif piece:
-            content.append({"type": "text", "text": piece})
-    turns: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
-    return [*turns, {"role": "user", "content": content if attachments else question}]
-
-
-# --- messages in one form ---------------------------------------------------------------------
-
-
-def _turns(messages: Messages, encoders: Sequence[InputEncoder]) -> list[dict[str, Any]]:
-    """Checked copies; `content` is a list of text (never two in a row) and `_Attached`."""
-    if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
-        raise MessageError(
-            f"the messages are a {type(messages).__name__}; give a list of "
-            '{"role": …, "content": …} mappings'
-        )
-    if not messages:
-        raise MessageError("the list of messages is empty; give at least one message")
-    by_type = _by_type(encoders)
-    turns = []
-    for index, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            raise MessageError(
-                f"message {index} is a {type(message).__name__}; give a mapping with 'role' and "
-                "'content'"
-            )
-        role = message.get("role")
-        if not isinstance(role, str) or role not in _ROLES:
-            raise MessageError(
-                f"message {index} has the role {role!r}; use one of {_listed(_ROLES)}"
-            )
-        turn = {key: value for key, value in message.items() if value is not None}
-        turn["role"] = _ROLES[role]
-        if turn.pop("tool_calls", None):
-            turn["tool_calls"] = _tool_calls(message["tool_calls"], index)
-        turn["content"] = _content(message.get("content"), turn, index, by_type)
-        turns.append(turn)
-    return turns
-
-
-def _content(
-    content: Any, turn: Mapping[str, Any], index: int, by_type: Mapping[str, InputEncoder]
-) -> list[str | _Attached]:
-    if content is None and turn["role"] == "assistant":
-        content = ""
-    elif isinstance(content, Mapping) and turn["role"] == "tool":
-        content = json.dumps(content, ensure_ascii=False)
-    if isinstance(content, str):
-        return [content]
-    if not isinstance(content, Sequence):
-        raise MessageError(
-            f"message {index} has content of type {type(content).__name__}; give text or a list of "
-            "content parts"
-        )
-    parts: list[str | _Attached] = []
-    for item in content:
-        part = _part(item, index, by_type)
-        if isinstance(part, str) and parts and isinstance(parts[-1], str):
-            parts[-1] += part
-        else:
-            parts.append(part)
-    return parts or [""]
-
-
-def _part(item: Any, index: int, by_type: Mapping[str, InputEncoder]) -> str | _Attached:
-    if isinstance(item, str):
-        return item
-    kind = item.get("type") if isinstance(item, Mapping) else None
-    if not isinstance(kind, str):
-        raise MessageError(
-            f"message {index} holds a content part without a type ({_short(item)}); give "
-            'for instance {"type": "text", "text": …}'
-        )
-    if kind in _TEXT_TYPES:
-        if not isinstance(item.get("text"), str):
-            raise MessageError(
-                f"message {index} holds a {kind} part whose text is {_short(item.get('text'))}; "
-                "give a string under 'text'"
-            )
-        return str(item["text"])
-    if kind not in by_type:
-        raise _unknown_type(f"message {index} holds a content part", kind, by_type)
-    return _Attached(by_type[kind], item)
-
-
-def _tool_calls(calls: Any, index: int) -> list[dict[str, Any]]:
-    """Calls in nested form, with arguments as mappings: newer templates refuse JSON strings."""
-    if not isinstance(calls, Sequence) or isinstance(calls, str):
-        raise MessageError(f"message {index} has tool_calls {_short(calls)}; give a list of calls")
-    found = []
-    for call in calls:
-        function = call.get("function", call) if isinstance(call, Mapping) else None
-        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise MessageError(
-                f"message {index} holds the tool call {_short(call)}; give "
-                '{"type": "function", "function": {"name": …, "arguments": …}}'
-            )
-        arguments = function.get("arguments")
-        if isinstance(arguments, str):
-            try:
-                arguments = json.loads(arguments or "{}")
-            except (ValueError, RecursionError):
-                arguments = function["arguments"]
-        if not isinstance(arguments, Mapping | None):
-            raise MessageError(
-                f"message {index} calls {function['name']!r} with arguments {_short(arguments)}; "
-                "give a JSON object"
-            )
-        outer = {key: call[key] for key in ("id", "type") if call.get(key) is not None}
-        inner = {"name": function["name"], "arguments": dict(arguments or {})}
-        found.append({"type": "function", **outer, "function": inner})
-    return found
-
-
-def _schema(tool: Any, index: int) -> dict[str, Any]:
-    if isinstance(tool, Mapping):
-        return dict(tool)
-    try:
-        from transformers.utils.chat_template_utils import get_json_schema
-
-        return dict(get_json_schema(tool))
-    except Exception as error:  # whatever inspection of a stranger's function raises
-        raise MessageError(
-            f"tool {index} is a {type(tool).__name__} that gives no JSON schema "
-            f"({' '.join(str(error).split())[:200]}); give a mapping in OpenAI form or a "
-            "documented function with type hints"
-        ) from error
-
-
-def _fill(
-    attached: Iterable[_Attached],
-    attachments: Sequence[Mapping[str, Any]],
-    encoders: Sequence[InputEncoder],
-) -> None:
-    """Give the bare parts their attachments, in order."""
-    by_type = _by_type(encoders)
-    given: dict[int, list[Mapping[str, Any]]] = {id(encoder): [] for encoder in encoders}
-    bare: dict[int, list[_Attached]] = {id(encoder): [] for encoder in encoders}
-    for source in attachments:
-        kind = source.get("type", "")
-        if kind not in by_type:
-            raise _unknown_type("an attachment", kind, by_type)
-        given[id(by_type[kind])].append(source)
-    for part in attached:
-        if part.is_bare:
-            bare[id(part.encoder)].append(part)
-    for encoder in encoders:
-        places, sources = bare[id(encoder)], given[id(encoder)]
-        _match("the messages hold", len(places), len(sources), _noun(encoder))
-        for place, source in zip(places, sources, strict=True):
-            place.part = source
 
 
 # --- nobody but the template writes control strings -------------------------------------------
@@ -430,10 +224,10 @@ class _Guard:
         strings = self.structural if turn["role"] == "assistant" else self.all
         content: list[dict[str, str]] = []
         for part in turn["content"]:
-            if isinstance(part, _Attached) and part.encoder.placeholder and not plain:
+            if isinstance(part, Attached) and part.encoder.placeholder and not plain:
                 content.append({"type": part.noun})
                 continue
-            text = mark if isinstance(part, _Attached) else self._apply(part, strings)
+            text = mark if isinstance(part, Attached) else self._apply(part, strings)
             if content and content[-1]["type"] == "text":
                 content[-1]["text"] += text
             else:
@@ -518,29 +312,29 @@ def _render(turns: list[dict[str, Any]], tokenizer: Tokenizer, **options: Any) -
 def _assemble(
     rendered: str,
     tokenizer: Tokenizer,
-    attached: Sequence[_Attached],
-    prepared: Mapping[_Attached, Prepared],
+    attached: Sequence[Attached],
+    prepared: Mapping[Attached, Prepared],
     *,
     cut: str,
     mark: str,
     plain: bool,
 ) -> Prompt:
     """Tokenize between cuts and put the blocks of the attachments where they belong."""
-    places: dict[str, list[_Attached]] = {}
+    places: dict[str, list[Attached]] = {}
     for part in attached:
         places.setdefault((not plain and part.encoder.placeholder) or mark, []).append(part)
-    pieces = _split(rendered, [cut, mark, *places.keys() - {mark}])
+    pieces = split_at(rendered, [cut, mark, *places.keys() - {mark}])
     for place, parts in places.items():
         if (count := pieces.count(place)) != len(parts):
             raise PlaceholderMismatch(
-                f"the chat template rendered {_count(count, 'placeholder')} for "
-                f"{_count(len(parts), f'{parts[0].noun} part')}; put such parts into user messages "
-                "only, or use a checkpoint whose template knows them"
+                f"the chat template rendered {counted(count, 'placeholder')} for "
+                f"{counted(len(parts), f'{parts[0].noun} part')}; put such parts into user "
+                "messages only, or use a checkpoint whose template knows them"
             )
     ids: list[int] = []
     slots: list[Slot] = []
     run = ""
-    blocks: list[tuple[_Attached, int]] = []  # of the run: the part and where its text begins
+    blocks: list[tuple[Attached, int]] = []  # of the run: the part and where its text begins
 
     def close() -> None:
         nonlocal run
@@ -577,14 +371,14 @@ def _assemble(
     return Prompt(ids=tensor, slots=tuple(slots), identity=identity, text=text)
 
 
-def _slot(part: _Attached, prepared: Prepared, block: Sequence[int], start: int) -> Slot:
+def _slot(part: Attached, prepared: Prepared, block: Sequence[int], start: int) -> Slot:
     """The slot of a part whose block of ids begins at `start`."""
     positions = [start + i for i, id_ in enumerate(block) if id_ == part.encoder.token_id]
     if len(positions) != prepared.n_positions:
         raise PlaceholderMismatch(
-            f"the prompt has {_count(len(positions), 'position')} of token {part.encoder.token_id} "
-            f"for {_count(prepared.n_positions, 'feature')} of one {part.noun}; the checkpoint's "
-            "tokenizer and its config do not belong together"
+            f"the prompt has {counted(len(positions), 'position')} of token "
+            f"{part.encoder.token_id} for {counted(prepared.n_positions, 'feature')} of one "
+            f"{part.noun}; the checkpoint's tokenizer and its config do not belong together"
         )
     return Slot(
         encoder=part.encoder,
@@ -601,50 +395,3 @@ def _identities(key: str, n: int) -> Int[Tensor, " n"]:
     stream = hashlib.shake_256(key.encode()).digest(8 * n)
     numbers = torch.frombuffer(bytearray(stream), dtype=torch.int64)
     return -1 - (numbers & ((1 << 62) - 1))
-
-
-# --- words ------------------------------------------------------------------------------------
-
-
-def _by_type(encoders: Iterable[InputEncoder]) -> dict[str, InputEncoder]:
-    return {kind: encoder for encoder in encoders for kind in encoder.types}
-
-
-def _noun(encoder: InputEncoder) -> str:
-    return min(encoder.types, key=lambda kind: (len(kind), kind))
-
-
-def _split(text: str, separators: Sequence[str]) -> list[str]:
-    """`text` cut at the separators, which stay as pieces of their own."""
-    if not separators:
-        return [text]
-    longest_first = sorted(separators, key=len, reverse=True)
-    return re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
-
-
-def _match(where: str, places: int, given: int, noun: str) -> None:
-    if places != given:
-        raise PlaceholderMismatch(
-            f"{where} {_count(places, f'{noun} placeholder')} but {_count(given, noun)} "
-            f"{'was' if given == 1 else 'were'} given; give one {noun} for each placeholder"
-        )
-
-
-def _unknown_type(what: str, kind: str, by_type: Mapping[str, InputEncoder]) -> MessageError:
-    return MessageError(
-        f"{what} of type {kind!r}, which this model does not read; it accepts "
-        f"{_listed(('text', *sorted(by_type)))}"
-    )
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
-
-
-def _listed(words: Iterable[str]) -> str:
-    return ", ".join(map(repr, words))
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:79] + "…"

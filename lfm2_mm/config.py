@@ -27,9 +27,22 @@ _IGNORED = frozenset(
     block_out_init_scale block_use_swiglu block_use_xavier_init chunk_size_feed_forward
     conv_dim conv_dim_out conv_use_xavier_init dtype id2label initializer_range is_encoder_decoder
     label2id model_type num_heads output_attentions output_hidden_states output_router_logits
-    problem_type return_dict theta torch_dtype transformers_version use_cache use_pos_enc
+    problem_type return_dict theta tie_embedding tie_word_embeddings torch_dtype
+    transformers_version use_cache use_pos_enc
     attention_bias attention_dropout hidden_act mlp_bias pretraining_tp
     """.split()
+)
+
+_POSITIVE = (
+    "vocab_size",
+    "hidden_size",
+    "ffn_size",
+    "n_layers",
+    "n_heads",
+    "n_kv_heads",
+    "head_dim",
+    "conv_taps",
+    "max_positions",
 )
 
 
@@ -113,41 +126,55 @@ class BackboneConfig:
             UnsupportedArchitecture: if `model_type` is not an LFM2.
             CheckpointError: if a value makes no sense.
         """
-        section = text_section(config)
-        raw = dict(section)
-        kind = raw.get("model_type", DENSE)
+        kind = text_section(config).get("model_type", DENSE)
         if kind not in (DENSE, SPARSE):
             raise UnsupportedArchitecture(
                 f"the config says model_type {kind!r}, but this backbone runs only "
                 f"{DENSE!r} and {SPARSE!r}; use a checkpoint of the LFM2 family"
             )
-        sparse = kind == SPARSE
+        try:
+            built = cls._read(config, sparse=kind == SPARSE, causal=causal)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise CheckpointError(
+                f"the config holds a value of the wrong kind ({error}); "
+                "download the checkpoint again"
+            ) from error
+        built._check()
+        return built
+
+    @classmethod
+    def _read(
+        cls, config: Mapping[str, Any], *, sparse: bool, causal: bool | None
+    ) -> BackboneConfig:
+        section = text_section(config)
+        raw = dict(section)
         take = raw.pop
         hidden = int(take("hidden_size", 2048 if sparse else 2560))
         heads = int(take("num_attention_heads", 32))
         n_layers = int(take("num_hidden_layers", 32))
-        tied = bool(take("tie_word_embeddings", config.get("tie_word_embeddings", True)))
-        tied = bool(take("tie_embedding", tied))
+        # the top level decides, as in transformers, whatever a text section says (see `weights`)
+        tied = bool(config.get("tie_embedding", config.get("tie_word_embeddings", True)))
         rope = take("rope_parameters", None) or {}
         scaling = take("rope_scaling", None)
         theta = float(rope.get("rope_theta", take("rope_theta", _DEFAULT_THETA)))
         raw.pop("rope_theta", None)
-        rope_type = rope.get("rope_type", "default") if not scaling else scaling.get("rope_type")
-        if rope_type not in ("default", None):
+        stretch = scaling or rope
+        rope_type = stretch.get("rope_type", stretch.get("type", "default"))
+        if rope_type != "default":
             raise UnsupportedArchitecture(
                 f"the config asks for rotary scaling {rope_type!r}, which no LFM2 uses; "
                 "remove rope_scaling or use an official checkpoint"
             )
         eos = take("eos_token_id", 2)
         bidirectional = not take("is_causal", True)
-        built = cls(
+        return cls(
             vocab_size=int(take("vocab_size", 65536)),
             hidden_size=hidden,
             ffn_size=_ffn_width(raw, sparse=sparse),
             layer_types=_layer_types(raw, n_layers),
             n_heads=heads,
             n_kv_heads=int(take("num_key_value_heads", 8)),
-            head_dim=int(take("head_dim", None) or hidden // heads),
+            head_dim=int(take("head_dim", None) or hidden // max(heads, 1)),
             conv_taps=int(take("conv_L_cache", 3)),
             conv_bias=bool(take("conv_bias", False)),
             norm_eps=float(take("norm_eps", 1e-5)),
@@ -167,8 +194,6 @@ class BackboneConfig:
             causal=(not bidirectional) if causal is None else causal,
             unknown=tuple(sorted(key for key in raw if key not in _IGNORED)),
         )
-        built._check()
-        return built
 
     def to_dict(self) -> dict[str, Any]:
         """The official form: what `Lfm2Config` or `Lfm2MoeConfig` of transformers reads."""
@@ -208,11 +233,15 @@ class BackboneConfig:
         }
 
     def _check(self) -> None:
-        for name in ("vocab_size", "hidden_size", "ffn_size", "n_heads", "n_kv_heads", "head_dim"):
+        for name in _POSITIVE:
             if getattr(self, name) < 1:
                 raise CheckpointError(
                     f"the config gives {name} = {getattr(self, name)}; it must be at least 1"
                 )
+        if self.head_dim % 2:
+            raise CheckpointError(
+                f"the config gives head_dim = {self.head_dim}; rotary positions need an even one"
+            )
         if self.n_heads % self.n_kv_heads:
             raise CheckpointError(
                 f"the config gives {self.n_heads} query heads over {self.n_kv_heads} key/value "
@@ -228,7 +257,8 @@ class BackboneConfig:
 def _ffn_width(raw: dict[str, Any], *, sparse: bool) -> int:
     """Width of the dense SwiGLU; pops the keys it reads. `block_ff_dim` wins when present."""
     width = int(raw.pop("intermediate_size", 7168 if sparse else 12288))
-    width = int(raw.pop("block_ff_dim", width))
+    legacy = int(raw.pop("block_ff_dim", width))
+    width = width if sparse else legacy
     adjust = bool(raw.pop("block_auto_adjust_ff_dim", True)) and not sparse
     multiplier = raw.pop("block_ffn_dim_multiplier", 1.0)
     multiple = int(raw.pop("block_multiple_of", 256))

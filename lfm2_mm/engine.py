@@ -12,9 +12,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from itertools import groupby
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -23,107 +23,21 @@ from torch import Tensor
 from lfm2_mm.backbone import Backbone
 from lfm2_mm.cache import SequenceCache
 from lfm2_mm.chat import Prompt
-from lfm2_mm.constrain import Constraint, compile_constraint
-from lfm2_mm.errors import ContextOverflow
-from lfm2_mm.events import Done, Error, Event, FinishReason, TextDelta, Timings, Usage
+from lfm2_mm.constrain import compile_constraint
+from lfm2_mm.errors import ContextOverflow, InputError, Lfm2Error
+from lfm2_mm.events import Error, FinishReason
 from lfm2_mm.features import FeatureCache
 from lfm2_mm.heads import TextHead, TextState
 from lfm2_mm.mixing import Ragged, Whole
 from lfm2_mm.prefix import PrefixCache
-from lfm2_mm.sampling import Sampler, Sampling
+from lfm2_mm.request import Handle, Request, Running
+from lfm2_mm.sampling import Sampler
 from lfm2_mm.text_stream import TextStream
 from lfm2_mm.tokenizer import Tokenizer
 
-__all__ = ["Engine", "Handle", "Request"]
+__all__ = ["Engine"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What to generate.
-
-    Attributes:
-        prompt: Token ids and the content parts between them.
-        sampling: How tokens are chosen.
-        max_tokens: Tokens to generate at most; cut to what the context leaves.
-        stop: Strings that end the answer and are not part of it.
-        constraint: A JSON schema or regex the answer must follow.
-        reuse: Whether prefixes computed earlier may be used, and this one's kept.
-        began: `time.perf_counter()` of the caller's start; first-token time counts from there.
-    """
-
-    prompt: Prompt
-    sampling: Sampling = field(default_factory=Sampling)
-    max_tokens: int = 256
-    stop: tuple[str, ...] = ()
-    constraint: Constraint | None = None
-    reuse: bool = True
-    began: float = field(default_factory=time.perf_counter)
-
-
-class Handle:
-    """One running request: iterate it for events, the last of which is `Done` or `Error`."""
-
-    def __init__(self, engine: Engine, prompt: Prompt) -> None:
-        self._engine, self.prompt = engine, prompt
-        self._events: deque[Event] = deque()
-        self._cancelled = False
-        self.done: Done | None = None
-
-    def cancel(self) -> None:
-        """Ask for the end; the next event is `Done` with reason "cancelled"."""
-        self._cancelled = True
-
-    def __iter__(self) -> Iterator[Event]:
-        ended = False
-        try:
-            while not ended:
-                while not self._events:
-                    self._engine.step()
-                event = self._events.popleft()
-                ended = isinstance(event, Done | Error)
-                yield event
-        finally:
-            if not ended:
-                self.cancel()
-                self._engine.step()
-
-    def text(self) -> str:
-        """Run to the end and return the whole text.
-
-        Raises:
-            Exception: whatever made the request fail.
-        """
-        pieces = []
-        for event in self:
-            if isinstance(event, Error):
-                raise event.exception
-            if isinstance(event, TextDelta):
-                pieces.append(event.text)
-        return "".join(pieces)
-
-
-@dataclass
-class _Sequence:
-    """One request in the making."""
-
-    request: Request
-    handle: Handle
-    state: TextState
-    cache: SequenceCache
-    identity: list[int]
-    next_row: Tensor | None = None
-    features: dict[int, Tensor] = field(default_factory=dict)
-    cached: int = 0
-    encoded: int = 0
-    admitted: bool = False
-    prepared_at: float = 0.0
-    encode_seconds: float = 0.0
-    prefill_seconds: float = 0.0
-    first_token_at: float = 0.0
-
-    @property
-    def prefilling(self) -> bool:
-        return self.next_row is None
+_T = TypeVar("_T")
 
 
 class Engine:
@@ -154,9 +68,9 @@ class Engine:
         self.features = features if features is not None else FeatureCache()
         self.prefixes = prefixes if prefixes is not None else PrefixCache()
         self.prefill_chunk, self.max_running = prefill_chunk, max_running
-        self._running: list[_Sequence] = []
-        self._waiting: deque[_Sequence] = deque()
-        self._lock = threading.RLock()
+        self._running: list[Running] = []
+        self._waiting: deque[Running] = deque()
+        self._lock = threading.Lock()
 
     @property
     def _weight(self) -> Tensor:
@@ -168,13 +82,12 @@ class Engine:
         Raises:
             ContextOverflow: if the prompt leaves no room for a token.
             ConstraintError: if the constraint cannot be compiled.
+            InputError: if the prompt is empty or holds unknown ids, or no token may be generated.
         """
         n, limit = len(request.prompt), self.backbone.config.max_positions
-        if n >= limit:
-            raise ContextOverflow(
-                f"the prompt has {n} tokens but the model's context holds {limit}; shorten it or "
-                "lower the image-token budget"
-            )
+        self._check(request.prompt, most=limit - 1)
+        if request.max_tokens < 1:
+            raise InputError(f"max_tokens is {request.max_tokens}; it must be at least 1")
         grammar = None
         if request.constraint is not None:
             grammar = compile_constraint(
@@ -184,7 +97,7 @@ class Engine:
         state = TextState(
             sampler=Sampler(request.sampling, ids),
             stream=TextStream(self.tokenizer.decode_output, stop=request.stop),
-            max_tokens=max(1, min(request.max_tokens, limit - n)),
+            max_tokens=min(request.max_tokens, limit - n),
             grammar=grammar,
         )
         handle = Handle(self, request.prompt)
@@ -197,7 +110,7 @@ class Engine:
         )
         identity = request.prompt.identity.tolist()
         with self._lock:
-            self._waiting.append(_Sequence(request, handle, state, cache, identity))
+            self._waiting.append(Running(request, handle, state, cache, identity))
         return handle
 
     def step(self) -> bool:
@@ -208,12 +121,21 @@ class Engine:
                 self._running.append(self._waiting.popleft())
             for sequence in list(self._running):
                 if not sequence.admitted:
-                    self._guard([sequence], lambda s=sequence: self._admit(s))
+                    self._guard([sequence], self._admit, sequence)
             if not self._running:
                 return False
             plan = self._plan()
-            self._guard([s for s, _ in plan], lambda: self._run(plan))
+            self._guard([sequence for sequence, _ in plan], self._run, plan)
             return True
+
+    def sweep(self) -> None:
+        """Let go of cancelled requests; if a step is running, it or the next one does so."""
+        # never waits: a handle may be dropped by the garbage collector in the midst of a step
+        if self._lock.acquire(blocking=False):
+            try:
+                self._drop_cancelled()
+            finally:
+                self._lock.release()
 
     def run_until_idle(self) -> None:
         """Step until every submitted request has ended."""
@@ -221,7 +143,13 @@ class Engine:
             pass
 
     def logits(self, prompt: Prompt) -> Float[Tensor, "n v"]:
-        """Raw scores after every position of a prompt, fp32, computed whole, without a cache."""
+        """Raw scores after every position of a prompt, fp32, computed whole, without a cache.
+
+        Raises:
+            ContextOverflow: if the prompt is longer than the context.
+            InputError: if the prompt is empty or holds unknown ids.
+        """
+        self._check(prompt, most=self.backbone.config.max_positions)
         with self._lock, torch.inference_mode():
             parts = [slot.prepared for slot in prompt.slots]
             features = dict(enumerate(self._encode(prompt, range(len(parts)))))
@@ -229,15 +157,31 @@ class Engine:
             hidden = self.backbone(x, Whole(1, len(prompt), device=x.device))
             return self.head.logits(hidden[0]).float()
 
+    def _check(self, prompt: Prompt, most: int) -> None:
+        n, rows = len(prompt), self._weight.shape[0]
+        if n == 0:
+            raise InputError("the prompt is empty; give at least one token")
+        if n > most:
+            raise ContextOverflow(
+                f"the prompt has {n} tokens but the model's context holds "
+                f"{self.backbone.config.max_positions}; shorten it or lower the image-token budget"
+            )
+        low, high = (int(bound) for bound in prompt.ids.aminmax())
+        if low < 0 or high >= rows:
+            raise InputError(
+                f"the prompt holds the token id {low if low < 0 else high}, but the model's ids go "
+                f"from 0 to {rows - 1}; use the tokenizer that belongs to the model"
+            )
+
     # -- one step, in the order it happens ---------------------------------------------------
 
     def _drop_cancelled(self) -> None:
         for queue in (self._running, self._waiting):
-            for sequence in [s for s in queue if s.handle._cancelled]:
+            for sequence in [s for s in queue if s.handle.cancelled]:
                 queue.remove(sequence)
                 self._finish(sequence, "cancelled")
 
-    def _admit(self, sequence: _Sequence) -> None:
+    def _admit(self, sequence: Running) -> None:
         """Find a computed prefix, then encode the attachments behind it."""
         sequence.prepared_at = time.perf_counter()
         prompt = sequence.request.prompt
@@ -262,24 +206,17 @@ class Engine:
             out += self.features.get(slots[0].encoder, [slot.prepared for slot in slots])
         return out
 
-    def _plan(self) -> list[tuple[_Sequence, int]]:
+    def _plan(self) -> list[tuple[Running, int]]:
         """Which sequences run, and how many rows each: decoding first, then prompts in turn."""
         plan, budget = [(s, 1) for s in self._running if not s.prefilling], self.prefill_chunk
         for sequence in self._running:
             if sequence.prefilling and budget > 0:
-                n = min(self._to_boundary(sequence), budget)
+                n = min(sequence.to_boundary, budget)
                 plan.append((sequence, n))
                 budget -= n
         return plan
 
-    @staticmethod
-    def _to_boundary(sequence: _Sequence) -> int:
-        """Prompt rows left before the next attachment's end or the prompt's."""
-        done, prompt = sequence.cache.length, sequence.request.prompt
-        ends = [slot.end for slot in prompt.slots if slot.end > done]
-        return min([*ends, len(prompt)]) - done
-
-    def _run(self, plan: list[tuple[_Sequence, int]]) -> None:
+    def _run(self, plan: list[tuple[Running, int]]) -> None:
         began = time.perf_counter()
         rows = []
         for sequence, n in plan:
@@ -311,9 +248,11 @@ class Engine:
         for sequence, result in zip(ready, results if ready else (), strict=True):
             if not sequence.first_token_at:
                 sequence.first_token_at = time.perf_counter()
-            sequence.handle._events.extend(result.events)
+            sequence.handle.put(*result.events)
             sequence.next_row = result.embedding
-            if result.finish is not None:
+            if result.error is not None:
+                self._fail(sequence, result.error)
+            elif result.finish is not None:
                 self._running.remove(sequence)
                 self._finish(sequence, result.finish)
             else:
@@ -333,45 +272,35 @@ class Engine:
                 x[where] = rows[inside.to(rows.device)].to(x)
         return x
 
-    def _keep_boundary(self, sequence: _Sequence) -> None:
+    def _keep_boundary(self, sequence: Running) -> None:
         """Remember the state where an attachment ends."""
-        request, done = sequence.request, sequence.cache.length
-        if request.reuse and any(slot.end == done for slot in request.prompt.slots):
-            self.prefixes.keep(request.prompt.identity, sequence.cache.snapshot())
+        if sequence.request.reuse and sequence.at_boundary:
+            self.prefixes.keep(sequence.request.prompt.identity, sequence.cache.snapshot())
 
-    def _finish(self, sequence: _Sequence, reason: FinishReason) -> None:
-        now = time.perf_counter()
-        request, state = sequence.request, sequence.state
-        if request.reuse and state.n_generated and reason != "cancelled":
-            identity = torch.tensor(sequence.identity[: sequence.cache.length])
-            self.prefixes.keep(identity, sequence.cache.snapshot())
-        first = sequence.first_token_at
-        prepared = sequence.prepared_at or now
-        usage = Usage(
-            prompt_tokens=len(request.prompt),
-            attachment_tokens=request.prompt.n_attachment_positions,
-            cached_tokens=sequence.cached,
-            completion_tokens=state.n_generated,
-            encoded_parts=sequence.encoded,
-        )
-        timings = Timings(
-            prepare=prepared - request.began,
-            encode=sequence.encode_seconds,
-            prefill=sequence.prefill_seconds,
-            first_token=first - request.began if first else 0.0,
-            decode=now - first if first else 0.0,
-        )
-        done = Done(reason, usage, timings)
-        sequence.handle.done = done
-        sequence.handle._events.append(done)
+    def _finish(self, sequence: Running, reason: FinishReason) -> None:
+        state, cache = sequence.state, sequence.cache
+        if sequence.request.reuse and state.n_generated and reason != "cancelled":
+            self.prefixes.keep(torch.tensor(sequence.identity[: cache.length]), cache.snapshot())
+        sequence.handle.put(sequence.report(reason))
 
-    def _guard(self, sequences: list[_Sequence], work: object) -> None:
+    def _fail(self, sequence: Running, problem: Exception) -> None:
+        if sequence in self._running:
+            self._running.remove(sequence)
+        sequence.handle.put(Error(problem))
+
+    def _guard(self, sequences: list[Running], work: Callable[[_T], None], what: _T) -> None:
         """Run work for some sequences; if it fails they end with an error, others go on."""
-        assert callable(work)
         try:
-            work()
-        except Exception as problem:
+            work(what)
+        except BaseException as problem:
+            failed = problem if isinstance(problem, Exception) else _interrupted(problem)
             for sequence in sequences:
-                if sequence in self._running:
-                    self._running.remove(sequence)
-                    sequence.handle._events.append(Error(problem))
+                if not sequence.handle.ended:
+                    self._fail(sequence, failed)
+            if failed is not problem:
+                raise
+
+
+def _interrupted(problem: BaseException) -> Lfm2Error:
+    """What requests get whose step was broken off, by Ctrl-C say: their state is not sound."""
+    return Lfm2Error(f"the step was interrupted ({type(problem).__name__}); ask again")

@@ -42,9 +42,9 @@ class FeatureCache:
         missing = list({part.key: part for part in parts if part.key not in found}.values())
         self.hits += len(parts) - len(missing)
         if missing:
-            self.encoded += len(missing)
             with torch.inference_mode():
                 features = encoder.encode(missing)
+            self.encoded += len(missing)
             for part, rows in zip(missing, features, strict=True):
                 if rows.shape[0] != part.n_positions:
                     raise PlaceholderMismatch(
@@ -52,6 +52,8 @@ class FeatureCache:
                         f"{part.n_positions} positions; the checkpoint's preprocessor files and "
                         "config disagree"
                     )
+                if rows.untyped_storage().nbytes() > rows.nbytes:
+                    rows = rows.clone()  # a view would keep its whole batch alive
                 found[part.key] = rows
                 self._keep(part.key, rows)
         return [found[part.key] for part in parts]

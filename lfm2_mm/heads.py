@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -21,7 +21,9 @@ from lfm2_mm.events import FinishReason, TextDelta
 from lfm2_mm.sampling import Sampler
 from lfm2_mm.text_stream import TextStream
 
-__all__ = ["HeadState", "StepHead", "StepResult", "TextHead", "TextState"]
+__all__ = ["StepHead", "StepResult", "TextHead", "TextState"]
+
+_State = TypeVar("_State", contravariant=True)
 
 
 @dataclass
@@ -32,31 +34,22 @@ class StepResult:
         events: To hand to the caller, in order.
         embedding: The next input row `[d]`; None when the sequence has ended.
         finish: Why it ended; None while it goes on.
-        tokens: Tokens this step generated.
+        error: What went wrong with this sequence; it ends.
         identity: What the next position is, for prefix reuse (see `Prompt.identity`).
     """
 
     events: list[TextDelta]
     embedding: Tensor | None = None
     finish: FinishReason | None = None
-    tokens: int = 1
+    error: Exception | None = None
     identity: int = 0
 
 
-class HeadState(Protocol):
-    """What a head remembers of one sequence between steps."""
+class StepHead(Protocol[_State]):
+    """One step for several sequences at once; `_State` is what it remembers of each between."""
 
-    n_generated: int
-    max_tokens: int
-
-
-class StepHead(Protocol):
-    """One step for several sequences at once."""
-
-    def step(
-        self, hidden: Float[Tensor, "b d"], states: Sequence[HeadState]
-    ) -> list[StepResult]:
-        """Consume the last hidden state of each sequence."""
+    def step(self, hidden: Float[Tensor, "b d"], states: Sequence[_State]) -> list[StepResult]:
+        """Consume the last hidden state of each sequence; one's error is its result alone."""
         ...
 
 
@@ -102,13 +95,18 @@ class TextHead:
         """Raw scores of every token."""
         return F.linear(hidden, self.weight)
 
-    def step(self, hidden: Float[Tensor, "b d"], states: Sequence[HeadState]) -> list[StepResult]:
+    def step(self, hidden: Float[Tensor, "b d"], states: Sequence[TextState]) -> list[StepResult]:
         """Choose a token for each sequence."""
         rows = self.logits(hidden).float()
-        return [self._one(row, state) for row, state in zip(rows, states, strict=True)]
+        return [self._guarded(row, state) for row, state in zip(rows, states, strict=True)]
 
-    def _one(self, logits: Tensor, state: HeadState) -> StepResult:
-        assert isinstance(state, TextState)
+    def _guarded(self, logits: Tensor, state: TextState) -> StepResult:
+        try:
+            return self._one(logits, state)
+        except Exception as problem:  # a constraint without a way on, say
+            return StepResult([], error=problem)
+
+    def _one(self, logits: Tensor, state: TextState) -> StepResult:
         grammar = state.grammar
         token = state.sampler.pick(logits, grammar.allowed() if grammar else None)
         state.tokens.append(token)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +16,7 @@ import torch
 
 from lfm2_mm import settings
 from lfm2_mm.backbone import Backbone
-from lfm2_mm.checkpoint import (
-    BACKBONE_RULES,
-    HEAD_RULES,
-    Checkpoint,
-    Rule,
-    backbone_tensors,
-    load_weights,
-    stored_head,
-    unclaimed,
-)
+from lfm2_mm.checkpoint import Checkpoint
 from lfm2_mm.config import DENSE, SPARSE, BackboneConfig
 from lfm2_mm.errors import SettingError, TensorMismatch, UnsupportedArchitecture
 from lfm2_mm.frontends import frontends
@@ -32,6 +24,15 @@ from lfm2_mm.heads import TextHead
 from lfm2_mm.locate import locate
 from lfm2_mm.model import Model
 from lfm2_mm.tokenizer import Tokenizer
+from lfm2_mm.weights import (
+    BACKBONE_RULES,
+    HEAD_RULES,
+    Rule,
+    backbone_tensors,
+    load_weights,
+    stored_head,
+    unclaimed,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,6 +107,8 @@ def load(
     where = _device(resolved.device)
     if not isinstance(dtype, torch.dtype):
         dtype = _dtype(resolved.dtype, checkpoint, where)
+    elif dtype not in _DTYPES.values():
+        raise SettingError(f"the dtype is {dtype}; use one of {', '.join(_DTYPES)}")
     settings.apply_threads(resolved)
     for frontend in frontends():
         if frontend.claims(checkpoint.config):
@@ -207,9 +210,11 @@ def _device(name: str) -> torch.device:
 def _dtype(name: str, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
     if name != "auto":
         return _DTYPES[name]
-    stored = checkpoint.dtype(max(checkpoint.names, key=lambda n: checkpoint.shape(n)))
+    if not checkpoint.names:
+        return torch.float32
+    stored = checkpoint.dtype(max(checkpoint.names, key=lambda n: prod(checkpoint.shape(n))))
     small = checkpoint.nbytes // stored.itemsize < _SMALL
-    if small or not stored.is_floating_point or (device.type == "cpu" and not _cpu_has(stored)):
+    if small or stored not in _DTYPES.values() or (device.type == "cpu" and not _cpu_has(stored)):
         return torch.float32
     return stored
 
@@ -217,5 +222,5 @@ def _dtype(name: str, checkpoint: Checkpoint, device: torch.device) -> torch.dty
 def _cpu_has(dtype: torch.dtype) -> bool:
     """Whether this CPU multiplies this format natively."""
     if dtype == torch.bfloat16:
-        return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return dtype == torch.float32

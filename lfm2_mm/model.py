@@ -17,13 +17,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lfm2_mm.chat import Messages, Prompt, build_prompt, question_messages
+from lfm2_mm.chat import Prompt, build_prompt
 from lfm2_mm.checkpoint import Checkpoint
 from lfm2_mm.constrain import Constraint, from_response_format
-from lfm2_mm.engine import Engine, Handle, Request
+from lfm2_mm.engine import Engine
+from lfm2_mm.errors import Lfm2Error
 from lfm2_mm.events import Done, Error, TextDelta
 from lfm2_mm.frontends import InputEncoder
 from lfm2_mm.heads import TextHead
+from lfm2_mm.messages import Messages, question_messages
+from lfm2_mm.request import Handle, Request
 from lfm2_mm.sampling import Sampling
 from lfm2_mm.saving import save_checkpoint
 from lfm2_mm.tokenizer import Tokenizer
@@ -85,14 +88,14 @@ class Reply:
 class Stream(Iterator[str]):
     """Pieces of an answer as they come; afterwards `.answer` holds all of it.
 
-    Closing it, or leaving the loop early and dropping it, cancels the request.
+    Closing it or dropping it before the end cancels the request.
     """
 
     def __init__(self, handle: Handle, parse: Parser) -> None:
         self._handle, self._parse = handle, parse
         self._pieces: list[str] = []
         self._events = iter(handle)
-        self._answer: Answer | None = None
+        self._error: Exception | None = None
 
     def __next__(self) -> str:
         for event in self._events:
@@ -100,10 +103,12 @@ class Stream(Iterator[str]):
                 self._pieces.append(event.text)
                 return event.text
             if isinstance(event, Error):
+                self._error = event.exception
                 raise event.exception
-            if isinstance(event, Done):
-                self._answer = Answer(self._parse("".join(self._pieces)), event)
         raise StopIteration
+
+    def __del__(self) -> None:
+        self._handle.cancel()
 
     @property
     def prompt(self) -> Prompt:
@@ -112,15 +117,24 @@ class Stream(Iterator[str]):
 
     @property
     def answer(self) -> Answer:
-        """The whole answer; runs to the end if need be."""
+        """The whole answer; runs to the end if need be.
+
+        Raises:
+            Exception: whatever made the request fail.
+        """
         for _ in self:
             pass
-        assert self._answer is not None
-        return self._answer
+        if self._handle.done is None:
+            raise self._error or Lfm2Error("the answer was broken off; ask again")
+        return Answer(self._parse("".join(self._pieces)), self._handle.done)
 
     def cancel(self) -> None:
         """Stop generating; the pieces so far stay, and `answer` says "cancelled"."""
         self._handle.cancel()
+
+    def close(self) -> None:
+        """The same as `cancel`; for `contextlib.closing`."""
+        self.cancel()
 
 
 @dataclass(frozen=True)
@@ -200,14 +214,22 @@ class Model:
 
     @overload
     def ask(
-        self, question: str, images: Sequence[Attachment] | Attachment = ..., *,
-        stream: Literal[False] = ..., **options: Any,
+        self,
+        question: str,
+        images: Sequence[Attachment] | Attachment = ...,
+        *,
+        stream: Literal[False] = ...,
+        **options: Any,
     ) -> Answer: ...
 
     @overload
     def ask(
-        self, question: str, images: Sequence[Attachment] | Attachment = ..., *,
-        stream: Literal[True], **options: Any,
+        self,
+        question: str,
+        images: Sequence[Attachment] | Attachment = ...,
+        *,
+        stream: Literal[True],
+        **options: Any,
     ) -> Stream: ...
 
     def ask(
@@ -342,7 +364,7 @@ class Model:
             images: Fill bare `{"type": "image"}` parts in order.
             add_generation_prompt: Whether the prompt ends where the assistant begins.
         """
-        raw = messages_or_ids
+        raw: Any = messages_or_ids
         if isinstance(raw, Tensor) or (len(raw) > 0 and all(isinstance(i, int) for i in raw)):
             return self.engine.logits(Prompt.from_ids(raw))
         return self.engine.logits(
@@ -364,4 +386,7 @@ class Model:
         kind = str(self.dtype).removeprefix("torch.")
         config = {**self.config, "dtype": kind}
         config.pop("torch_dtype", None)
+        if "lm_head.weight" in state:  # a file may tie them and store another head all the same
+            config.pop("tie_embedding", None)
+            config["tie_word_embeddings"] = False
         save_checkpoint(folder, state, config, copy_from=self.folder)

@@ -35,9 +35,7 @@ class SparseMoe(nn.Module):
         if self.use_bias:
             self.register_buffer("expert_bias", torch.zeros(config.n_experts))
 
-    def route(
-        self, x: Float[Tensor, "n d"]
-    ) -> tuple[Float[Tensor, "n top"], Int[Tensor, "n top"]]:
+    def route(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n top"], Int[Tensor, "n top"]]:
         """Weight and index of the chosen experts of each token."""
         scores = self.gate(x).sigmoid()
         ranked = scores + self.expert_bias if self.use_bias else scores
@@ -52,7 +50,7 @@ class SparseMoe(nn.Module):
         rows = x.reshape(-1, x.shape[-1])
         weights, chosen = self.route(rows)
         out = torch.zeros_like(rows)
-        for expert in chosen.unique().tolist():
+        for expert in torch.unique(chosen).tolist():
             token, place = (chosen == expert).nonzero(as_tuple=True)
             y = self.experts[expert](rows[token]) * weights[token, place, None]
             out = out.index_add(0, token, y.to(out.dtype))

@@ -74,7 +74,8 @@ class ShortConv(nn.Module):
         y = mixing.convolve(layer, b * u, self.conv.weight[:, 0])
         if self.conv.bias is not None:
             y = y + self.conv.bias
-        return self.out_proj(c * y)
+        out: Tensor = self.out_proj(c * y)
+        return out
 
 
 class Attention(nn.Module):
@@ -103,7 +104,8 @@ class Attention(nn.Module):
         q = rotate(self.q_layernorm(self.q_proj(x).view(heads)), *rotary)
         k = rotate(self.k_layernorm(self.k_proj(x).view(heads)), *rotary)
         v = self.v_proj(x).view(heads)
-        return self.out_proj(mixing.attend(layer, q, k, v).flatten(-2))
+        out: Tensor = self.out_proj(mixing.attend(layer, q, k, v).flatten(-2))
+        return out
 
 
 class SwiGLU(nn.Module):
@@ -117,4 +119,5 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
         """Apply to every position."""
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        out: Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return out

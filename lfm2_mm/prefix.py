@@ -36,8 +36,10 @@ class PrefixCache:
     @property
     def nbytes(self) -> int:
         """Bytes kept alive; snapshots that share a buffer count it once."""
-        buffers = {snap.buffer_id: snap.buffer_nbytes for _, snap in self._kept.values()}
-        return sum(buffers.values())
+        kept = self._kept.values()
+        buffers = {snapshot.buffer_id: snapshot.buffer_nbytes for _, snapshot in kept}
+        own = sum(2 * prefix.nbytes + snapshot.nbytes for prefix, snapshot in kept)
+        return own + sum(buffers.values())
 
     def find(self, identity: Int[Tensor, " n"]) -> Snapshot | None:
         """The longest kept boundary strictly inside these positions, or None."""

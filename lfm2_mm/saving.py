@@ -18,18 +18,17 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lfm2_mm.checkpoint import (
+from lfm2_mm.checkpoint import INDEX, SINGLE
+from lfm2_mm.errors import CheckpointError, InputError
+from lfm2_mm.weights import (
     BACKBONE_RULES,
     EMBEDDING,
     HEAD,
     HEAD_RULES,
-    INDEX,
-    SINGLE,
     head_is_tied,
     rename,
     same_values,
 )
-from lfm2_mm.errors import CheckpointError, InputError
 
 __all__ = ["SIDE_FILES", "official_names", "save_checkpoint"]
 

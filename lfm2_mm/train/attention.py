@@ -7,7 +7,6 @@ no mask logic: the caller brings a bias.
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -34,4 +33,5 @@ def plain_attention(
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if bias is not None:
         scores = scores + bias.to(scores.dtype)
-    return scores.softmax(-1, dtype=scores.dtype) @ v
+    out: Tensor = scores.softmax(-1, dtype=scores.dtype) @ v
+    return out

@@ -17,8 +17,10 @@ def next_token_loss(
 ) -> Float[Tensor, ""]:
     """Mean cross-entropy in nats over positions whose target is not `IGNORE`.
 
-    `targets[b, t]` is the token that follows position t. Logits are computed only where they count.
+    `targets[b, t]` is the token that follows position t. Logits are computed only where they count;
+    without any such position the loss is 0.
     """
     chosen = targets != IGNORE
-    logits = F.linear(hidden[chosen], head)
-    return F.cross_entropy(logits.float(), targets[chosen])
+    logits = F.linear(hidden[chosen], head).float()
+    total = F.cross_entropy(logits, targets[chosen], reduction="sum")
+    return total / chosen.sum().clamp(min=1)

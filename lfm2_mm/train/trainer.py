@@ -77,6 +77,7 @@ class Trainer:
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), fused=True)
         self.step = 0
+        self._whole = True  # False while a step is being applied: no state to keep
 
     def run(
         self,
@@ -88,7 +89,10 @@ class Trainer:
     ) -> None:
         """Train on `batches`, which must begin with the batch of `self.step`.
 
-        Interrupting (Ctrl-C) saves a checkpoint first.
+        Interrupting (Ctrl-C) saves a checkpoint first, and so does a failure.
+
+        Raises:
+            FloatingPointError: if a gradient is not finite; nothing of it is applied.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self.model.train()
@@ -109,7 +113,8 @@ class Trainer:
             say(f"interrupted at step {self.step}; checkpoint kept in {self.folder}")
             raise
         finally:
-            self.save()
+            if self._whole:
+                self.save()
 
     def _one(self, batch: Any) -> dict[str, float]:
         rate = self.schedule.rate(self.step)
@@ -117,14 +122,21 @@ class Trainer:
             group["lr"] = rate
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             loss, parts = self.loss(batch)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.params, self.clip)
+        self.optimizer.zero_grad(set_to_none=True)  # an interrupted step may have left some
+        torch.autograd.backward(loss)
+        norm = float(nn.utils.clip_grad_norm_(self.params, self.clip))
+        if not math.isfinite(norm):
+            raise FloatingPointError(
+                f"the gradient of step {self.step} is {norm} at a loss of {float(loss.detach())}; "
+                "lower the peak learning rate and resume"
+            )
+        self._whole = False
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         decay = min(self.average, (self.step + 1) / (self.step + 10))
         torch._foreach_lerp_(self.mean, [p.detach() for p in self.params], 1 - decay)
         self.step += 1
-        return {"loss": float(loss.detach()), "grad_norm": float(norm), **parts}
+        self._whole = True
+        return {"loss": float(loss.detach()), "grad_norm": norm, **parts}
 
     def averaged(self) -> dict[str, Tensor]:
         """The moving average of the weights, by parameter name."""
@@ -137,8 +149,7 @@ class Trainer:
             tensors[f"weight.{name}"] = p.detach().contiguous()
             tensors[f"mean.{name}"] = mean.contiguous()
             for key, value in self.optimizer.state.get(p, {}).items():
-                if key != "step":
-                    tensors[f"{key}.{name}"] = value.contiguous()
+                tensors[f"{key}.{name}"] = value.contiguous()
         self.folder.mkdir(parents=True, exist_ok=True)
         facts = {"step": str(self.step), "schedule": json.dumps(asdict(self.schedule))}
         part = self.folder / "trainer.safetensors.part"
@@ -158,9 +169,8 @@ class Trainer:
                 mean.copy_(file.get_tensor(f"mean.{name}"))
                 if f"exp_avg.{name}" in names:
                     self.optimizer.state[p] = {
-                        "step": torch.tensor(float(self.step)),
-                        "exp_avg": file.get_tensor(f"exp_avg.{name}").to(p.device).clone(),
-                        "exp_avg_sq": file.get_tensor(f"exp_avg_sq.{name}").to(p.device).clone(),
+                        key: file.get_tensor(f"{key}.{name}").to(p.device)
+                        for key in ("step", "exp_avg", "exp_avg_sq")
                     }
         return True
 

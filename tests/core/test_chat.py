@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lfm2_mm.chat import Prompt, build_prompt, question_messages
+from lfm2_mm.chat import Prompt, build_prompt
 from lfm2_mm.errors import MessageError, PlaceholderMismatch
 from lfm2_mm.frontends import InputEncoder, Prepared
+from lfm2_mm.messages import question_messages
 from tests.core.tiny_tokenizer import LFM2_TEMPLATE, PLAIN_ADDED, SPECIALS, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

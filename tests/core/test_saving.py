@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lfm2_mm import saving
-from lfm2_mm.checkpoint import Checkpoint, backbone_tensors, stored_head
+from lfm2_mm.checkpoint import Checkpoint
 from lfm2_mm.errors import CheckpointError, InputError
 from lfm2_mm.saving import official_names, save_checkpoint
+from lfm2_mm.weights import backbone_tensors, stored_head
 
 CONFIG = {"model_type": "lfm2", "hidden_size": 4, "note": "größer"}
 EMBED, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.embedding_norm.weight"

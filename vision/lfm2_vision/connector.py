@@ -53,8 +53,9 @@ class Connector(nn.Module):
     ) -> Float[Tensor, "m d"]:
         """Packed rows of views with these shapes to packed positions, in the same order."""
         sizes = [rows * columns for rows, columns in shapes]
-        views = zip(x.split(sizes), shapes, strict=True)
+        views = zip(torch.split(x, sizes), shapes, strict=True)
         folded = torch.cat([pixel_unshuffle(view, shape, self.factor) for view, shape in views])
         if self.layer_norm is not None:
             folded = self.layer_norm(folded)
-        return self.linear_2(F.gelu(self.linear_1(folded)))
+        out: Tensor = self.linear_2(F.gelu(self.linear_1(folded)))
+        return out

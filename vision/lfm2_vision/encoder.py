@@ -42,14 +42,15 @@ class Embeddings(nn.Module):
         stretched = F.interpolate(
             square, size=shape, mode="bilinear", align_corners=False, antialias=True
         )
-        return stretched[0].flatten(1).T.to(table.dtype)
+        rows: Tensor = stretched[0].flatten(1).T.to(table.dtype)
+        return rows
 
     def forward(
         self, patches: Float[Tensor, "n p"], shapes: Sequence[ViewShape]
     ) -> Float[Tensor, "n d"]:
         """Embed packed patches of views with these shapes."""
         tables = {shape: self.positions(shape) for shape in set(shapes)}
-        rows = self.patch_embedding(patches.to(self.patch_embedding.weight.dtype))
+        rows: Tensor = self.patch_embedding(patches.to(self.patch_embedding.weight.dtype))
         return rows + torch.cat([tables[shape] for shape in shapes])
 
 
@@ -85,7 +86,8 @@ class SelfAttention(nn.Module):
             out = self.attend(*heads)
             outs.append(out.transpose(1, 2).reshape(end - start, -1))
             start = end
-        return self.out_proj(outs[0] if len(outs) == 1 else torch.cat(outs))
+        projected: Tensor = self.out_proj(outs[0] if len(outs) == 1 else torch.cat(outs))
+        return projected
 
 
 class Mlp(nn.Module):
@@ -98,7 +100,8 @@ class Mlp(nn.Module):
 
     def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """Apply to every row."""
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        out: Tensor = self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return out
 
 
 class EncoderLayer(nn.Module):
@@ -114,7 +117,8 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Float[Tensor, "n d"], lengths: Sequence[int]) -> Float[Tensor, "n d"]:
         """One layer over packed views."""
         x = x + self.self_attn(self.layer_norm1(x), lengths)
-        return x + self.mlp(self.layer_norm2(x))
+        out: Tensor = x + self.mlp(self.layer_norm2(x))
+        return out
 
 
 class Encoder(nn.Module):
@@ -148,4 +152,5 @@ class Siglip2Tower(nn.Module):
         x = self.embeddings(patches, shapes)
         for layer in self.encoder.layers:
             x = layer(x, lengths)
-        return self.post_layernorm(x)
+        out: Tensor = self.post_layernorm(x)
+        return out

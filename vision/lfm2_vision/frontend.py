@@ -66,20 +66,18 @@ class ImageEncoder:
     ) -> None:
         self.tower, self.connector, self.config = tower, connector, config
         self.token_id, self.tokens, self.limits = token_id, tokens, limits
+        self.placeholder = tokens.image
         settings = json.dumps(config.to_dict(), sort_keys=True)
         self._key = hashlib.sha256(f"{identity}\n{settings}".encode()).hexdigest()[:16]
         self.views_encoded = 0
 
-    @property
-    def placeholder(self) -> str:
-        """What the chat template renders for one picture."""
-        return self.tokens.image
-
     def accepts(self, source: str) -> bool:
         """Whether a file name or URL looks like a picture; `-` does."""
         path = urlsplit(source).path if "://" in source else source
-        return source == "-" or source.startswith("data:image/") or (
-            PurePath(path).suffix.lower() in _SUFFIXES
+        return (
+            source == "-"
+            or source.startswith("data:image/")
+            or (PurePath(path).suffix.lower() in _SUFFIXES)
         )
 
     def open(self, part: Mapping[str, Any]) -> Picture:
@@ -125,7 +123,7 @@ class ImageEncoder:
         import torch
 
         weight = self.tower.post_layernorm.weight
-        shapes = [tuple(row) for part in batch for row in part.tensors["shapes"].tolist()]
+        shapes = [(r, c) for part in batch for r, c in part.tensors["shapes"].tolist()]
         patches = torch.cat([part.tensors["patches"] for part in batch])
         sizes = [rows * columns for rows, columns in shapes]
         rows = []
@@ -137,7 +135,7 @@ class ImageEncoder:
             rows.append(self.connector(self.tower(chunk, some), some))
             at = end
         self.views_encoded += len(shapes)
-        return list(torch.cat(rows).split([part.n_positions for part in batch]))
+        return list(torch.split(torch.cat(rows), [part.n_positions for part in batch]))
 
 
 class VisionFrontend:
@@ -159,10 +157,10 @@ class VisionFrontend:
         """
         import torch
 
-        from lfm2_mm.checkpoint import load_weights
         from lfm2_mm.loading import build_backbone, check_claimed
         from lfm2_mm.model import Model
         from lfm2_mm.tokenizer import Tokenizer
+        from lfm2_mm.weights import claimed_tensors, load_weights
         from lfm2_vision.connector import Connector
         from lfm2_vision.encoder import Siglip2Tower
         from lfm2_vision.weights import (
@@ -188,7 +186,7 @@ class VisionFrontend:
         for module, rules in ((tower, TOWER_RULES), (connector, CONNECTOR_RULES)):
             load_weights(
                 module,
-                checkpoint.tensors(rules),
+                claimed_tensors(checkpoint, rules),
                 dtype=options.dtype,
                 device=options.device,
                 where=checkpoint.name,
@@ -201,12 +199,19 @@ class VisionFrontend:
             checkpoint.json("processor_config.json"),
         )
         tokenizer = Tokenizer.load(checkpoint.folder, control=tokens.special())
+        token_id = _image_token_id(checkpoint, tokenizer, tokens)
         model = Model.assemble(checkpoint, backbone, head, tokenizer)
+        model.config = {  # what was found, in the current spelling: configs in the wild are wrong
+            **{k: v for k, v in checkpoint.config.items() if k != "image_token_index"},
+            "model_type": "lfm2_vl",
+            "image_token_id": token_id,
+            "projector_use_layernorm": connector_config.layer_norm,
+        }
         encoder = ImageEncoder(
             tower.eval(),
             connector.eval(),
             config,
-            token_id=_image_token_id(checkpoint, tokenizer, tokens),
+            token_id=token_id,
             tokens=tokens,
             identity=f"{checkpoint.folder}:{checkpoint.nbytes}:{options.dtype}",
             limits=options.extra.get("limits") or DEFAULT_LIMITS,

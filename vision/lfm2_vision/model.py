@@ -29,9 +29,7 @@ class VisionLanguageModel(nn.Module):
     ) -> None:
         super().__init__()
         self.vision_tower = Siglip2Tower(tower)
-        self.multi_modal_projector = Connector(
-            connector, tower.hidden_size, backbone.hidden_size
-        )
+        self.multi_modal_projector = Connector(connector, tower.hidden_size, backbone.hidden_size)
         self.language_model = Backbone(backbone)
         self.lm_head = (
             None
@@ -50,7 +48,8 @@ class VisionLanguageModel(nn.Module):
         self, patches: Float[Tensor, "n p"], shapes: Sequence[ViewShape]
     ) -> Float[Tensor, "m d"]:
         """Embeddings of packed views, all views' positions behind each other."""
-        return self.multi_modal_projector(self.vision_tower(patches, shapes), shapes)
+        rows: Tensor = self.multi_modal_projector(self.vision_tower(patches, shapes), shapes)
+        return rows
 
 
 def config_dict(

@@ -199,17 +199,22 @@ class Auxiliary(nn.Module):
     def loss(
         self, rows: Float[Tensor, "n c"], cells: Float[Tensor, "m d"], batch: SceneBatch
     ) -> tuple[Tensor, dict[str, float]]:
-        """Sum of the four cross-entropies in nats, and the share of patches named rightly."""
-        patch = self.patch_shape(rows).float()
+        """Weighted sum of the cross-entropies in nats, and the shares named rightly."""
+        patch, cell = self.patch_shape(rows).float(), self.cell_shape(cells).float()
         things = (batch.patch_shape != _GROUND) & (batch.patch_shape != _SIGN)
+        centres = batch.cell_shape != _GROUND
         terms = [
             F.cross_entropy(patch, batch.patch_shape),
             F.cross_entropy(self.patch_colour(rows).float(), batch.patch_colour),
-            4 * F.cross_entropy(self.cell_shape(cells).float(), batch.cell_shape),
+            4 * F.cross_entropy(cell, batch.cell_shape),
             F.cross_entropy(self.cell_colour(cells).float(), batch.cell_colour),
+            # most patches are ground; shape, the slowest to be learnt, also counts by itself
+            2 * F.cross_entropy(patch[things], batch.patch_shape[things]),
+            2 * F.cross_entropy(cell[centres], batch.cell_shape[centres]),
         ]
         right = (patch.argmax(-1) == batch.patch_shape)[things].float().mean()
-        return torch.stack(terms).sum(), {"patch_right": float(right)}
+        found = (cell.argmax(-1) == batch.cell_shape)[centres].float().mean()
+        return torch.stack(terms).sum(), {"patch_right": float(right), "cell_right": float(found)}
 
 
 def scene_hidden(
@@ -225,14 +230,24 @@ def scene_hidden(
 
 
 def scene_loss(
-    model: VisionLanguageModel, auxiliary: Auxiliary, batch: SceneBatch, weight: float
+    model: VisionLanguageModel,
+    auxiliary: Auxiliary,
+    batch: SceneBatch,
+    *,
+    weight: float,
+    text: bool = True,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Next-token loss plus the weighted auxiliary losses."""
+    """Next-token loss plus the weighted auxiliary losses; without `text` the latter alone."""
+    if not text:
+        rows = model.vision_tower(batch.patches, batch.shapes)
+        cells = model.multi_modal_projector(rows, batch.shapes)
+        extra, parts = auxiliary.loss(rows, cells, batch)
+        return weight * extra, {"aux": float(extra.detach()), **parts}
     hidden, rows, cells = scene_hidden(model, batch)
-    text = next_token_loss(hidden, model.head_weight, batch.targets)
+    spoken = next_token_loss(hidden, model.head_weight, batch.targets)
     extra, parts = auxiliary.loss(rows, cells, batch)
-    return text + weight * extra, {
-        "text": float(text.detach()),
+    return spoken + weight * extra, {
+        "text": float(spoken.detach()),
         "aux": float(extra.detach()),
         **parts,
     }

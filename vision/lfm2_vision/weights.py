@@ -6,7 +6,8 @@ remote code); all are read, the official one is written. Knows names only.
 
 from __future__ import annotations
 
-from lfm2_mm.checkpoint import BACKBONE_RULES, HEAD_RULES, Checkpoint, Rule, rename
+from lfm2_mm.checkpoint import Checkpoint
+from lfm2_mm.weights import BACKBONE_RULES, HEAD_RULES, Rule, rename
 
 __all__ = [
     "ALL_RULES",
