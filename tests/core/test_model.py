@@ -214,14 +214,14 @@ def test_what_is_saved_loads_in_transformers_and_here(name: str, tmp_path: Path)
     assert torch.equal(reloaded.logits(prompt.ids), model.logits(prompt.ids))
     assert reloaded.prompt(USER).ids.tolist() == model.prompt(USER).ids.tolist()
     with safe_open(tmp_path / "saved" / "model.safetensors", framework="pt") as file:
-        assert ("lm_head.weight" in file.keys()) is (not again.config.tie_word_embeddings)  # noqa: SIM118
+        assert ("lm_head.weight" in file.keys()) is (not again.config.tie_word_embeddings)
 
 
 def test_saving_in_bf16_says_so(tmp_path: Path) -> None:
     ours("moe", dtype="bfloat16").save(tmp_path / "saved")
     assert json.loads((tmp_path / "saved" / "config.json").read_text())["dtype"] == "bfloat16"
     with safe_open(tmp_path / "saved" / "model.safetensors", framework="pt") as file:
-        kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+        kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}
     assert kinds.pop("model.layers.2.feed_forward.expert_bias") == "F32"
     assert {kind for name, kind in kinds.items() if "expert_bias" not in name} == {"BF16"}
 

@@ -120,3 +120,14 @@ def test_a_cancelled_request_leaves_nothing_behind() -> None:
         break
     assert handle.done is not None
     assert len(model.engine.prefixes) == 0
+
+
+def test_a_budget_for_nothing_costs_time_only() -> None:
+    model = endless(ours("dense"))
+    model.engine.prefixes.max_bytes = 1000  # less than any boundary
+    heard, prompt = Recorder(model), Prompt.from_ids(oracle.ids(20))
+    longer = Prompt.from_ids(torch.cat([prompt.ids, oracle.ids(9, seed=1)]))
+    usage(model, prompt)
+    assert usage(model, longer).cached_tokens == len(model.engine.prefixes) == 0
+    usage(model, longer, reuse=False)
+    assert heard.tokens(1) == heard.tokens(2)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -220,7 +221,7 @@ def flat(pixels: Tensor) -> Tensor:
     return cells.permute(1, 3, 2, 4, 0).reshape(-1, 3 * P * P)
 
 
-SHAPES = {
+SHAPES: dict[str, Any] = {
     "hidden_size": WIDTH,
     "intermediate_size": 40,
     "num_hidden_layers": 2,
@@ -230,9 +231,12 @@ SHAPES = {
 
 
 def test_a_fixed_resolution_tower_equals_transformers(tmp_path: Path) -> None:
-    model = stirred(SiglipVisionModel(SiglipVisionConfig(**SHAPES, image_size=P * GRID)))
+    config = SiglipVisionConfig(**SHAPES, image_size=P * GRID)
+    model = stirred(SiglipVisionModel(config))
     save_file(model.state_dict(), tmp_path / "model.safetensors")
-    model.config.to_json_file(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text(
+        SiglipVisionConfig(**SHAPES, image_size=P * GRID).to_json_string()
+    )
     read = read_tower(tmp_path)  # the heads are in config.json
     assert read.config == CONFIG
     pixels = torch.randn(3, P * GRID, P * GRID)
@@ -343,9 +347,9 @@ def test_an_unknown_width_needs_its_heads(tower: Siglip2Tower) -> None:
         "1152, 1536), so its number of attention heads cannot be inferred; say it with n_heads"
     )
     for n_heads in (0, 7, -3):
-        with pytest.raises(SettingError) as error:
+        with pytest.raises(SettingError) as other:
             convert_tower(tower.state_dict(), n_heads=n_heads)
-        assert message(error) == (
+        assert message(other) == (
             f"n_heads {n_heads} does not divide the width 24 of the tower in the state dict; give "
             "the number of attention heads it was trained with"
         )
@@ -400,9 +404,9 @@ def test_files_that_are_no_safetensors_are_refused(tower: Siglip2Tower, tmp_path
     disguised.write_bytes(b"")
     with pytest.raises(CorruptWeights, match="cannot be read as safetensors"):
         read_tower(disguised)
-    with pytest.raises(ModelNotFound) as error:
+    with pytest.raises(ModelNotFound) as other:
         read_tower(tmp_path / "absent.safetensors")
-    assert message(error) == (
+    assert message(other) == (
         f"there is no file or folder {tmp_path / 'absent.safetensors'}; check the path"
     )
 
@@ -485,8 +489,8 @@ def test_a_tower_that_does_not_fit_is_refused(
     )
     assert model.encoders["image"] is own
     model.encoders.clear()
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError) as other:
         replace_tower(model, file)
-    assert message(error) == (
+    assert message(other) == (
         f"the model {model.name} has no vision tower that could be replaced; load an LFM2-VL"
     )

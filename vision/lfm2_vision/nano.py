@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -38,7 +39,14 @@ from lfm2_vision.scenes import (
     stream,
 )
 from lfm2_vision.tower_init import start_local
-from lfm2_vision.training import Auxiliary, SceneBatch, SceneEncoder, answered, scene_loss
+from lfm2_vision.training import (
+    Auxiliary,
+    SceneBatch,
+    SceneEncoder,
+    answered,
+    image_token_id,
+    scene_loss,
+)
 
 __all__ = ["STEPS", "Recipe", "Stage", "build", "export", "held_out_scores", "recipe", "train"]
 
@@ -187,7 +195,7 @@ class Batches(Dataset[SceneBatch]):
         return self._encoder.batch(samples, config)
 
 
-def _unbatched(batch: SceneBatch) -> SceneBatch:
+def _unbatched(batch: Any) -> Any:
     return batch
 
 
@@ -286,14 +294,12 @@ def averaged(trainer: Trainer, both: nn.Module) -> VisionLanguageModel:
 def export(model: VisionLanguageModel, folder: Path) -> None:
     """Write a checkpoint in the official layout, in bf16."""
     tokenizer = tokenizer_files()
-    image_id = Tokenizer.from_str(tokenizer["tokenizer.json"]).token_to_id("<image>")
+    image_id = image_token_id(Tokenizer.from_str(tokenizer["tokenizer.json"]))
     state = {}
     for name, value in model.state_dict().items():
         stored = name.replace("vision_tower.", "vision_tower.vision_model.", 1)
         state[f"model.{stored}"] = value.to(torch.bfloat16)
-    config = config_dict(
-        TOWER, CONNECTOR, BACKBONE, image_token_id=image_id, dtype="bfloat16"
-    )
+    config = config_dict(TOWER, CONNECTOR, BACKBONE, image_token_id=image_id, dtype="bfloat16")
     generation = {"bos_token_id": 1, "eos_token_id": 7, "pad_token_id": 0}
     processor = {"image_processor": IMAGES.to_dict(), "processor_class": "Lfm2VlProcessor"}
     save_checkpoint(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lfm2_vision.encoder import Siglip2Tower
+from lfm2_vision.encoder import EncoderLayer, Siglip2Tower
 
 __all__ = ["start_local"]
 
@@ -67,6 +67,7 @@ def start_local(tower: Siglip2Tower) -> None:
     embeddings.patch_embedding.weight[:used] = 0  # these dimensions belong to positions
     gain = (_SHARPNESS * head**0.5) ** 0.5
     for layer, looks in zip(tower.encoder.layers, _LOOKS, strict=False):
+        assert isinstance(layer, EncoderLayer)
         attention = layer.self_attn
         attention.q_proj.weight.zero_()
         attention.k_proj.weight.zero_()

@@ -70,6 +70,13 @@ class SceneBatch:
     branches: list[list[tuple[int, int]]] = field(default_factory=list)
 
 
+def image_token_id(tokenizer: Tokenizer) -> int:
+    """The id of `<image>`."""
+    found = tokenizer.token_to_id(ImageTokens().image)
+    assert found is not None, "nano-vl's tokenizer always holds it"
+    return found
+
+
 class SceneEncoder:
     """Turns samples into batches.
 
@@ -82,7 +89,7 @@ class SceneEncoder:
     def __init__(self, tokenizer: Tokenizer, config: ImageConfig, *, taps: int = 3) -> None:
         self.tokenizer, self.config, self.taps = tokenizer, config, taps
         self.tokens = ImageTokens()
-        self.image_id = tokenizer.token_to_id(self.tokens.image)
+        self.image_id = image_token_id(tokenizer)
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -131,7 +138,7 @@ class SceneEncoder:
             patches=torch.cat(patches),
             shapes=shapes,
             ids=ids,
-            image_positions=(ids == self.image_id).flatten().nonzero()[:, 0],
+            image_positions=ids.eq(self.image_id).flatten().nonzero()[:, 0],
             targets=targets,
             mixing=Branched(heads, time, taps=self.taps),
             patch_shape=columns[0],
@@ -143,9 +150,7 @@ class SceneEncoder:
         )
 
 
-def _labels(
-    scene: Scene, layout: Plan, config: ImageConfig
-) -> list[tuple[NDArray[np.int64], ...]]:
+def _labels(scene: Scene, layout: Plan, config: ImageConfig) -> list[list[NDArray[np.int64]]]:
     """Per view: patch shapes, patch colours, cell shapes, cell colours."""
     whole = Image.fromarray(label_map(scene))
     out = []
@@ -166,7 +171,7 @@ def _labels(
             if 0 <= x < view.width and 0 <= y < view.height:
                 cell_shape[int(y // side), int(x // side)] = _SHAPE_ID[thing.shape]
                 cell_colour[int(y // side), int(x // side)] = _COLOUR_ID[thing.colour]
-        out.append((patch_shape, patch_colour, cell_shape.ravel(), cell_colour.ravel()))
+        out.append([patch_shape, patch_colour, cell_shape.ravel(), cell_colour.ravel()])
     return out
 
 
@@ -217,9 +222,7 @@ class Auxiliary(nn.Module):
         return torch.stack(terms).sum(), {"patch_right": float(right), "cell_right": float(found)}
 
 
-def scene_hidden(
-    model: VisionLanguageModel, batch: SceneBatch
-) -> tuple[Tensor, Tensor, Tensor]:
+def scene_hidden(model: VisionLanguageModel, batch: SceneBatch) -> tuple[Tensor, Tensor, Tensor]:
     """Hidden states of the rows, tower rows and connector rows of a batch."""
     rows = model.vision_tower(batch.patches, batch.shapes)
     cells = model.multi_modal_projector(rows, batch.shapes)
