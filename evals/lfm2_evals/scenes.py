@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from PIL import Image
@@ -117,7 +117,6 @@ class Scenes:
             for index in range(count)
             for qa in _questions(tier, seed, index, "held_out", tier.wordings)
         ]
-        self._blind = _guesser(tier.name, seed) if tier.name in TIERS else fit(tier, seed)
         self._picture = lru_cache(maxsize=4)(self._drawn)
 
     def __len__(self) -> int:
@@ -144,6 +143,10 @@ class Scenes:
             tags={"scene": str(index), **_tags(scene)},
         )
 
+    @cached_property
+    def _blind(self) -> BlindGuesser:
+        return _fit(self.tier, self.seed)
+
     def guess(self, qa: QA) -> str:
         """What the blind guesser says."""
         return self._blind.guess(qa.kind, qa.question)
@@ -162,16 +165,12 @@ class Scenes:
         return answer.strip() == example.answer
 
 
-def fit(tier: Tier, seed: int, count: int = _FIT_ON) -> BlindGuesser:
+@lru_cache(maxsize=8)
+def _fit(tier: Tier, seed: int) -> BlindGuesser:
     """A blind guesser that has seen the answers to questions of the training split."""
     return BlindGuesser(
-        qa for index in range(count) for qa in _questions(tier, seed, index, "train", "seen")
+        qa for index in range(_FIT_ON) for qa in _questions(tier, seed, index, "train", "seen")
     )
-
-
-@lru_cache(maxsize=8)
-def _guesser(tier: str, seed: int) -> BlindGuesser:
-    return fit(TIERS[tier], seed)
 
 
 def _questions(tier: Tier, seed: int, index: int, split: Any, wordings: Wordings) -> list[QA]:

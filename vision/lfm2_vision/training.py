@@ -29,7 +29,14 @@ from lfm2_vision.prompt_text import ImageTokens, placeholder_text
 from lfm2_vision.scenes import ALL_SHAPES, COLOURS, SIGN_LABEL, Sample, Scene, label_map
 from lfm2_vision.tiling import Plan, plan
 
-__all__ = ["Auxiliary", "SceneBatch", "SceneEncoder", "scene_loss"]
+__all__ = [
+    "Auxiliary",
+    "SceneBatch",
+    "SceneEncoder",
+    "answered",
+    "image_token_id",
+    "scene_loss",
+]
 
 _GROUND, _SIGN = 0, len(ALL_SHAPES) + 1
 _SHAPE_ID = {name: i + 1 for i, name in enumerate(ALL_SHAPES)}
