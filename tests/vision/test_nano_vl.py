@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -34,9 +35,8 @@ def test_it_is_small_and_in_the_official_form() -> None:
 
 def test_transformers_gives_the_same_scores() -> None:
     folder = locate("nano-vl").folder
-    theirs, info = Lfm2VlForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True
-    )
+    read: Any = Lfm2VlForConditionalGeneration.from_pretrained
+    theirs, info = read(folder, dtype=torch.float32, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     path, question, _ = next(examples())
     content = [{"type": "image", "image": path}, {"type": "text", "text": question}]
