@@ -189,11 +189,11 @@ def embedded_models() -> list[EmbeddedModel]:
 
 def cached_models() -> list[CachedModel]:
     """The LFM2 models in the Hugging Face cache, each revision by itself, sorted by id."""
-    from huggingface_hub import scan_cache_dir
+    from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        cache = scan_cache_dir()
+        cache = scan_cache_dir(constants.HF_HUB_CACHE)
     except CacheNotFound:
         return []
     found = [
