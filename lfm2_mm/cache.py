@@ -9,6 +9,7 @@ arithmetic.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -158,6 +159,16 @@ class SequenceCache:
         """Remember this boundary; copies the small convolution states only."""
         # a state may be a view of a whole step's window, which would stay alive with it
         return Snapshot(self.length, self._buffer, tuple(state.clone() for state in self._conv))
+
+    def boundary(self, length: int, conv: Mapping[int, Tensor]) -> Snapshot:
+        """A snapshot of an earlier place of this sequence.
+
+        Args:
+            length: Positions before it; at most the sequence's own.
+            conv: State of each convolution there, by layer; kept, not copied.
+        """
+        assert length <= self.length
+        return Snapshot(length, self._buffer, tuple(conv[layer] for layer in self._conv_slot))
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back (or forward) to a boundary of this model's state."""

@@ -2,9 +2,9 @@
 
 `submit` takes a request and gives a handle; whoever reads a handle drives the engine. Requests
 join and leave between steps, and one step runs the next rows of all of them packed behind each
-other: prompts in chunks, running answers one row each. Chunks end where attachments end, and
-those boundaries are kept, so that the next question about the same picture starts behind it. The
-engine knows prompts, caches and heads; it knows no chat, no modality and no network.
+other: prompts in chunks, running answers one row each. The state where an attachment ends is kept
+on the way, so that the next question about the same picture starts behind it. The engine knows
+prompts, caches and heads; it knows no chat, no modality and no network.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lfm2_mm.backbone import Backbone
-from lfm2_mm.cache import SequenceCache
+from lfm2_mm.cache import SequenceCache, Snapshot
 from lfm2_mm.chat import Prompt
 from lfm2_mm.constrain import compile_constraint
 from lfm2_mm.errors import ContextOverflow, InputError, Lfm2Error
@@ -211,7 +211,7 @@ class Engine:
         plan, budget = [(s, 1) for s in self._running if not s.prefilling], self.prefill_chunk
         for sequence in self._running:
             if sequence.prefilling and budget > 0:
-                n = min(sequence.to_boundary, budget)
+                n = min(sequence.left, budget)
                 plan.append((sequence, n))
                 budget -= n
         return plan
@@ -227,14 +227,17 @@ class Engine:
                 prompt = sequence.request.prompt
                 rows.append(self._embed(prompt, sequence.features, start, start + n))
         x = rows[0] if len(rows) == 1 else torch.cat(rows)
-        mixing = Ragged([(sequence.cache, n) for sequence, n in plan])
+        mixing = Ragged(
+            [(sequence.cache, n) for sequence, n in plan],
+            [sequence.marks(n) if sequence.keeps else [] for sequence, n in plan],
+        )
         hidden = self.backbone(x, mixing)
         mixing.commit()
         ready, last, end = [], [], -1
-        for sequence, n in plan:
+        for i, (sequence, n) in enumerate(plan):
             end += n
             if sequence.prefilling:
-                self._keep_boundary(sequence)
+                self._keep_boundaries(sequence, mixing.boundaries(i))
                 if sequence.cache.length < len(sequence.request.prompt):
                     continue
             ready.append(sequence)
@@ -272,10 +275,12 @@ class Engine:
                 x[where] = rows[inside.to(rows.device)].to(x)
         return x
 
-    def _keep_boundary(self, sequence: Running) -> None:
-        """Remember the state where an attachment ends."""
-        if sequence.request.reuse and sequence.at_boundary:
-            self.prefixes.keep(sequence.request.prompt.identity, sequence.cache.snapshot())
+    def _keep_boundaries(self, sequence: Running, inside: list[Snapshot]) -> None:
+        """Remember the states where attachments ended, within the step or at its end."""
+        if sequence.keeps and sequence.at_boundary:
+            inside = [*inside, sequence.cache.snapshot()]
+        for snapshot in inside:
+            self.prefixes.keep(sequence.request.prompt.identity, snapshot)
 
     def _finish(self, sequence: Running, reason: FinishReason) -> None:
         state, cache = sequence.state, sequence.cache

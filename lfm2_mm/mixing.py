@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lfm2_mm.cache import SequenceCache
+from lfm2_mm.cache import SequenceCache, Snapshot
 
 __all__ = ["Mixing", "Ragged", "Whole", "short_convolution"]
 
@@ -129,10 +129,19 @@ class Ragged:
 
     Args:
         runs: Per sequence its cache and how many of the rows are its own (at least 1).
+        marks: Per sequence the numbers of its rows after which a snapshot is wanted (see
+            `boundaries`), each less than the rows it has.
     """
 
-    def __init__(self, runs: Sequence[tuple[SequenceCache, int]]) -> None:
+    def __init__(
+        self,
+        runs: Sequence[tuple[SequenceCache, int]],
+        marks: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         self.runs = tuple(runs)
+        wanted = marks if marks is not None else [() for _ in self.runs]
+        # per run and mark the state of each convolution there, by layer
+        self._marked: list[dict[int, dict[int, Tensor]]] = [{m: {} for m in ms} for ms in wanted]
         self._bounds: list[tuple[int, int]] = []
         start = 0
         for cache, n in self.runs:
@@ -150,6 +159,14 @@ class Ragged:
         for cache, n in self.runs:
             cache.advance(n)
 
+    def boundaries(self, run: int) -> list[Snapshot]:
+        """After `commit`: a snapshot at each mark of a run."""
+        cache, n = self.runs[run]
+        return [
+            cache.boundary(cache.length - n + mark, states)
+            for mark, states in self._marked[run].items()
+        ]
+
     def convolve(
         self, layer: int, u: Float[Tensor, "n d"], taps: Float[Tensor, "d k"]
     ) -> Float[Tensor, "n d"]:
@@ -160,10 +177,12 @@ class Ragged:
             for (cache, _), rows in zip(self.runs, window[:, 1:].unbind(), strict=True):
                 cache.set_conv_state(layer, rows)
             return short_convolution(window, taps)[:, 0]
-        pieces = []
-        for (cache, _), (start, end) in zip(self.runs, self._bounds, strict=True):
+        pieces, k = [], taps.shape[1]
+        for i, ((cache, n), (start, end)) in enumerate(zip(self.runs, self._bounds, strict=True)):
             window = torch.cat([cache.conv_state(layer), u[start:end]])
-            cache.set_conv_state(layer, window[window.shape[0] - taps.shape[1] + 1 :].clone())
+            cache.set_conv_state(layer, window[n:].clone())
+            for mark, kept in self._marked[i].items():
+                kept[layer] = window[mark : mark + k - 1].clone()
             pieces.append(short_convolution(window, taps))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 

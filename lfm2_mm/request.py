@@ -152,11 +152,19 @@ class Running:
         return self.next_row is None
 
     @property
-    def to_boundary(self) -> int:
-        """Prompt positions left before the next attachment's end or the prompt's."""
-        done, prompt = self.cache.length, self.request.prompt
-        ends = [slot.end for slot in prompt.slots if slot.end > done]
-        return min([*ends, len(prompt)]) - done
+    def keeps(self) -> bool:
+        """Whether states of the prompt are to be found again."""
+        return self.request.reuse
+
+    @property
+    def left(self) -> int:
+        """Prompt positions left to compute."""
+        return len(self.request.prompt) - self.cache.length
+
+    def marks(self, n: int) -> list[int]:
+        """Of the next `n` positions those, from 1 on, at which an attachment ends; not the last."""
+        ends = (slot.end - self.cache.length for slot in self.request.prompt.slots)
+        return [end for end in ends if 0 < end < n]
 
     @property
     def at_boundary(self) -> bool:
