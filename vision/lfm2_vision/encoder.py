@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lfm2_mm.fused import gelu_linear, linear
 from lfm2_vision.config import TowerConfig
 
 __all__ = ["Siglip2Tower", "ViewShape"]
@@ -74,7 +75,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "n d"], lengths: Sequence[int]) -> Float[Tensor, "n d"]:
         """`lengths` are the rows of each view, in order."""
-        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        q, k, v = (linear(x, part) for part in (self.q_proj, self.k_proj, self.v_proj))
         outs, start = [], 0
         for length, run in groupby(lengths):
             count = len(list(run))
@@ -86,8 +87,7 @@ class SelfAttention(nn.Module):
             out = self.attend(*heads)
             outs.append(out.transpose(1, 2).reshape(end - start, -1))
             start = end
-        projected: Tensor = self.out_proj(outs[0] if len(outs) == 1 else torch.cat(outs))
-        return projected
+        return linear(outs[0] if len(outs) == 1 else torch.cat(outs), self.out_proj)
 
 
 class Mlp(nn.Module):
@@ -100,8 +100,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """Apply to every row."""
-        out: Tensor = self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
-        return out
+        return linear(gelu_linear(x, self.fc1), self.fc2)
 
 
 class EncoderLayer(nn.Module):

@@ -144,9 +144,9 @@ class VisionFrontend:
     name = "vision-language"
     options = frozenset({"max_image_tokens", "max_tiles", "limits"})
 
-    def claims(self, config: Mapping[str, Any]) -> bool:
-        """Whether a `config.json` is an LFM2-VL's."""
-        return is_vision_language(config)
+    def claims(self, checkpoint: Checkpoint) -> bool:
+        """Whether the `config.json` is an LFM2-VL's."""
+        return is_vision_language(checkpoint.config)
 
     def load(self, checkpoint: Checkpoint, options: LoadOptions) -> Model:
         """Build backbone, tower and connector, and attach the picture encoder.

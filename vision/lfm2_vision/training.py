@@ -8,8 +8,10 @@ they are dropped when the model is exported. Knows no optimizer and no schedule.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +27,18 @@ from lfm2_mm.train.packing import Branched
 from lfm2_vision.image_config import ImageConfig
 from lfm2_vision.model import VisionLanguageModel
 from lfm2_vision.patches import patchify, views
+from lfm2_vision.pointing import named_things
 from lfm2_vision.prompt_text import ImageTokens, placeholder_text
-from lfm2_vision.scenes import ALL_SHAPES, COLOURS, SIGN_LABEL, Sample, Scene, label_map
+from lfm2_vision.scenes import (
+    ALL_COLOURS,
+    ALL_SHAPES,
+    QA,
+    SIGN_LABEL,
+    Sample,
+    Scene,
+    Thing,
+    label_map,
+)
 from lfm2_vision.tiling import Plan, plan
 
 __all__ = [
@@ -40,7 +52,7 @@ __all__ = [
 
 _GROUND, _SIGN = 0, len(ALL_SHAPES) + 1
 _SHAPE_ID = {name: i + 1 for i, name in enumerate(ALL_SHAPES)}
-_COLOUR_ID = {name: i + 1 for i, name in enumerate(COLOURS)}
+_COLOUR_ID = {name: i + 1 for i, name in enumerate(ALL_COLOURS)}
 _LEAST_COVER = 0.2  # a patch shows a thing when the thing covers this share of it
 
 
@@ -59,6 +71,11 @@ class SceneBatch:
         patch_colour: Colour class of each patch, `[n]`; `IGNORE` on ground and signs.
         cell_shape: Shape class whose centre lies in each position, `[m]`; 0 for none.
         cell_colour: Its colour class, `[m]`; `IGNORE` for none.
+        cell_place: Middle of each position, `[m, 2]`, as shares of the picture's width and height.
+        named: Flat indices into `ids` of the words that name one thing, `[k]`.
+        named_place: Centre of that thing, `[k, 2]`, as shares of the picture.
+        named_shape: Its shape class, `[k]`.
+        named_colour: Its colour class, `[k]`.
         kinds: Kind of each branch, row by row.
         branches: First position and length of each branch, row by row.
     """
@@ -73,6 +90,11 @@ class SceneBatch:
     patch_colour: Tensor
     cell_shape: Tensor
     cell_colour: Tensor
+    cell_place: Tensor
+    named: Tensor
+    named_place: Tensor
+    named_shape: Tensor
+    named_colour: Tensor
     kinds: list[list[str]] = field(default_factory=list)
     branches: list[list[tuple[int, int]]] = field(default_factory=list)
 
@@ -102,6 +124,15 @@ class SceneEncoder:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
+    def _named(self, scene: Scene, qa: QA) -> list[tuple[int, Thing]]:
+        """Token of the question and thing, for each thing that the question names."""
+        found = named_things(scene, qa)
+        if not found:
+            return []
+        encoded = self.tokenizer.encode(qa.question, add_special_tokens=False)
+        ends = [end for _, end in encoded.offsets]
+        return [(bisect_right(ends, at), thing) for at, thing in found]
+
     def batch(self, samples: Sequence[Sample], config: ImageConfig | None = None) -> SceneBatch:
         """Encode samples; `config` overrides the image settings for this batch."""
         config = config or self.config
@@ -124,11 +155,16 @@ class SceneEncoder:
         ids = torch.zeros(len(rows), time, dtype=torch.long)
         targets = torch.full_like(ids, IGNORE)
         spans: list[list[tuple[int, int]]] = []
+        named: list[tuple[int, Thing, Scene]] = []
         for i, (prefix, branches) in enumerate(rows):
             ids[i, : len(prefix)] = torch.tensor(prefix)
             at = len(prefix)
             spans.append([])
-            for question, answer in branches:
+            for (question, answer), qa in zip(branches, samples[i].questions, strict=True):
+                named += [
+                    (i * time + at + token, thing, samples[i].scene)
+                    for token, thing in self._named(samples[i].scene, qa)
+                ]
                 end = at + len(question) + len(answer)
                 ids[i, at:end] = torch.tensor(question + answer)
                 targets[i, end - len(answer) - 1 : end - 1] = torch.tensor(answer)
@@ -152,15 +188,25 @@ class SceneEncoder:
             patch_colour=columns[1],
             cell_shape=columns[2],
             cell_colour=columns[3],
+            cell_place=columns[4],
+            named=torch.tensor([at for at, _, _ in named], dtype=torch.long),
+            named_place=torch.tensor(
+                [(thing.cx / scene.width, thing.cy / scene.height) for _, thing, scene in named],
+                dtype=torch.float32,
+            ).view(-1, 2),
+            named_shape=torch.tensor([_SHAPE_ID[t.shape] for _, t, _ in named], dtype=torch.long),
+            named_colour=torch.tensor(
+                [_COLOUR_ID[t.colour] for _, t, _ in named], dtype=torch.long
+            ),
             kinds=[[qa.kind for qa in sample.questions] for sample in samples],
             branches=spans,
         )
 
 
-def _labels(scene: Scene, layout: Plan, config: ImageConfig) -> list[list[NDArray[np.int64]]]:
-    """Per view: patch shapes, patch colours, cell shapes, cell colours."""
+def _labels(scene: Scene, layout: Plan, config: ImageConfig) -> list[list[NDArray[Any]]]:
+    """Per view: patch shapes, patch colours, cell shapes, cell colours, cell places."""
     whole = Image.fromarray(label_map(scene))
-    out = []
+    out: list[list[NDArray[Any]]] = []
     for view in layout.views:
         size = (view.width, view.height) if view.kind == "thumbnail" else layout.canvas
         left, top, right, bottom = view.box
@@ -178,7 +224,12 @@ def _labels(scene: Scene, layout: Plan, config: ImageConfig) -> list[list[NDArra
             if 0 <= x < view.width and 0 <= y < view.height:
                 cell_shape[int(y // side), int(x // side)] = _SHAPE_ID[thing.shape]
                 cell_colour[int(y // side), int(x // side)] = _COLOUR_ID[thing.colour]
-        out.append([patch_shape, patch_colour, cell_shape.ravel(), cell_colour.ravel()])
+        across = (left + (np.arange(cols) + 0.5) * side) / size[0]
+        down = (top + (np.arange(rows) + 0.5) * side) / size[1]
+        place = np.empty((rows, cols, 2), np.float32)
+        place[..., 0], place[..., 1] = across, down[:, None]
+        cells = [cell_shape.ravel(), cell_colour.ravel(), place.reshape(-1, 2)]
+        out.append([patch_shape, patch_colour, *cells])
     return out
 
 
@@ -198,20 +249,28 @@ def _patch_labels(
 
 
 class Auxiliary(nn.Module):
-    """Linear heads over patches (from the tower) and positions (from the connector)."""
+    """Linear heads over patches (from the tower), positions (from the connector) and words.
 
-    def __init__(self, tower_size: int, backbone_size: int) -> None:
+    The heads over words read the backbone's rows one block after its first attention, where a
+    word that names a thing can first have found it.
+    """
+
+    def __init__(self, tower_size: int, connector_size: int) -> None:
         super().__init__()
-        shapes, colours = len(ALL_SHAPES) + 2, len(COLOURS) + 1
+        shapes, colours = len(ALL_SHAPES) + 2, len(ALL_COLOURS) + 1
         self.patch_shape = nn.Linear(tower_size, shapes)
         self.patch_colour = nn.Linear(tower_size, colours)
-        self.cell_shape = nn.Linear(backbone_size, shapes)
-        self.cell_colour = nn.Linear(backbone_size, colours)
+        self.cell_shape = nn.Linear(connector_size, shapes)
+        self.cell_colour = nn.Linear(connector_size, colours)
+        self.cell_place = nn.Linear(connector_size, 2)
+        self.named_shape = nn.Linear(connector_size, shapes)
+        self.named_colour = nn.Linear(connector_size, colours)
+        self.named_place = nn.Linear(connector_size, 2)
 
-    def loss(
+    def seen(
         self, rows: Float[Tensor, "n c"], cells: Float[Tensor, "m d"], batch: SceneBatch
     ) -> tuple[Tensor, dict[str, float]]:
-        """Weighted sum of the cross-entropies in nats, and the shares named rightly."""
+        """What patches and positions show: weighted cross-entropies, and the shares right."""
         patch, cell = self.patch_shape(rows).float(), self.cell_shape(cells).float()
         things = (batch.patch_shape != _GROUND) & (batch.patch_shape != _SIGN)
         centres = batch.cell_shape != _GROUND
@@ -223,20 +282,43 @@ class Auxiliary(nn.Module):
             # most patches are ground; shape, the slowest to be learnt, also counts by itself
             2 * F.cross_entropy(patch[things], batch.patch_shape[things]),
             2 * F.cross_entropy(cell[centres], batch.cell_shape[centres]),
+            2 * F.l1_loss(self.cell_place(cells).float(), batch.cell_place),
         ]
         right = (patch.argmax(-1) == batch.patch_shape)[things].float().mean()
         found = (cell.argmax(-1) == batch.cell_shape)[centres].float().mean()
         return torch.stack(terms).sum(), {"patch_right": float(right), "cell_right": float(found)}
 
+    def named(
+        self, words: Float[Tensor, "k d"], batch: SceneBatch
+    ) -> tuple[Tensor, dict[str, float]]:
+        """What the words name: shape, colour and place, and the mean distance missed by."""
+        place = self.named_place(words).float()
+        terms = [
+            0.5 * F.cross_entropy(self.named_shape(words).float(), batch.named_shape),
+            0.5 * F.cross_entropy(self.named_colour(words).float(), batch.named_colour),
+            8 * F.l1_loss(place, batch.named_place),
+        ]
+        missed = (place.detach() - batch.named_place).abs().mean()
+        return torch.stack(terms).sum(), {"missed": float(missed)}
 
-def scene_hidden(model: VisionLanguageModel, batch: SceneBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states of the rows, tower rows and connector rows of a batch."""
+
+def scene_hidden(
+    model: VisionLanguageModel, batch: SceneBatch
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows of a batch: final hidden states, those of the named words, tower's, connector's."""
     rows = model.vision_tower(batch.patches, batch.shapes)
     cells = model.multi_modal_projector(rows, batch.shapes)
-    x = model.language_model.embed(batch.ids)
+    backbone = model.language_model
+    x = backbone.embed(batch.ids)
     flat = x.flatten(0, 1).index_copy(0, batch.image_positions, cells.to(x.dtype))
-    hidden = model.language_model(flat.view_as(x), batch.mixing)
-    return hidden, rows, cells
+    kept: list[Tensor] = []
+    tap = next(i for i, block in enumerate(backbone.layers) if block.is_attention) + 1
+    hook = backbone.layers[tap].register_forward_hook(lambda _, __, out: kept.append(out))
+    try:
+        hidden = backbone(flat.view_as(x), batch.mixing)
+    finally:
+        hook.remove()
+    return hidden, kept[0].flatten(0, 1)[batch.named], rows, cells
 
 
 def scene_loss(
@@ -247,19 +329,21 @@ def scene_loss(
     weight: float,
     text: bool = True,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Next-token loss plus the weighted auxiliary losses; without `text` the latter alone."""
+    """Next-token loss plus the weighted auxiliary losses; without `text` those on pictures."""
     if not text:
         rows = model.vision_tower(batch.patches, batch.shapes)
         cells = model.multi_modal_projector(rows, batch.shapes)
-        extra, parts = auxiliary.loss(rows, cells, batch)
+        extra, parts = auxiliary.seen(rows, cells, batch)
         return weight * extra, {"aux": float(extra.detach()), **parts}
-    hidden, rows, cells = scene_hidden(model, batch)
+    hidden, words, rows, cells = scene_hidden(model, batch)
     spoken = next_token_loss(hidden, model.head_weight, batch.targets)
-    extra, parts = auxiliary.loss(rows, cells, batch)
-    return spoken + weight * extra, {
+    extra, parts = auxiliary.seen(rows, cells, batch)
+    pointed, more = auxiliary.named(words, batch)
+    return spoken + weight * (extra + pointed), {
         "text": float(spoken.detach()),
         "aux": float(extra.detach()),
         **parts,
+        **more,
     }
 
 
@@ -270,7 +354,7 @@ def answered(model: VisionLanguageModel, batch: SceneBatch) -> list[tuple[str, b
     Greedy decoding reproduces an answer if and only if, fed the answer so far, the model prefers
     the right token at every step; so one forward pass decides for all branches.
     """
-    hidden, _, _ = scene_hidden(model, batch)
+    hidden = scene_hidden(model, batch)[0]
     out = []
     for i, (kinds, spans) in enumerate(zip(batch.kinds, batch.branches, strict=True)):
         for kind, (start, length) in zip(kinds, spans, strict=True):

@@ -22,9 +22,11 @@ from .sample import (
 )
 from .text import build_tokenizer
 from .world import (
+    ALL_COLOURS,
     ALL_SHAPES,
     COLOURS,
     CORE_SHAPES,
+    EXTRA_COLOURS,
     EXTRA_SHAPES,
     HELD_OUT_PAIRS,
     HELD_OUT_WORDS,
@@ -36,12 +38,14 @@ from .world import (
 )
 
 __all__ = [
+    "ALL_COLOURS",
     "ALL_SHAPES",
     "COLOURS",
     "CORE",
     "CORE_KINDS",
     "CORE_SHAPES",
     "EXTRA",
+    "EXTRA_COLOURS",
     "EXTRA_SHAPES",
     "HELD_OUT_PAIRS",
     "HELD_OUT_WORDS",

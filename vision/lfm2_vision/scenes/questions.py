@@ -11,7 +11,7 @@ from random import Random
 from typing import Literal
 
 from .wordings import article, plural, word
-from .world import COLOURS, Scene, Thing, allowed_pairs
+from .world import Pair, Scene, Thing, allowed_pairs
 
 __all__ = [
     "CORE_KINDS",
@@ -112,10 +112,10 @@ _PICK_WEIGHTS: Mapping[str, float] = {
     "shape": 3.0,
     "exist": 3.0,
     "count": 4.0,
-    "relation": 3.0,
-    "where": 1.0,
-    "sign": 3.0,
-    "describe": 0.7,
+    "relation": 5.0,
+    "where": 2.0,
+    "sign": 2.0,
+    "describe": 0.5,
 }
 
 _COUNT_WEIGHTS: Mapping[str, tuple[float, ...]] = {
@@ -149,6 +149,11 @@ def _choose(kind: str, scene: Scene, rng: Random) -> _Fact | None:
         return _description(scene)
     facts = _colours(scene) if kind == "colour" else _shapes(scene)
     return rng.choice(facts) if facts else None
+
+
+def _askable(scene: Scene) -> tuple[Pair, ...]:
+    """The pairs that questions about a scene may name."""
+    return allowed_pairs(scene.shapes, scene.split, scene.colours)
 
 
 def _matching(scene: Scene, shape: str | None, colour: str | None) -> list[Thing]:
@@ -186,9 +191,9 @@ def _existence(scene: Scene, shape: str | None, colour: str | None) -> _Fact:
 
 
 def _existences(scene: Scene) -> list[_Fact]:
-    facts = [_existence(scene, *pair) for pair in allowed_pairs(scene.shapes, scene.split)]
+    facts = [_existence(scene, *pair) for pair in _askable(scene)]
     facts += [_existence(scene, shape, None) for shape in scene.shapes]
-    return facts + [_existence(scene, None, colour) for colour in COLOURS]
+    return facts + [_existence(scene, None, colour) for colour in scene.colours]
 
 
 def _choose_existence(scene: Scene, rng: Random) -> _Fact:
@@ -198,7 +203,7 @@ def _choose_existence(scene: Scene, rng: Random) -> _Fact:
     an absent pair as likely as scenes hold it, or, half of the time, the shape of one present
     thing with the colour of another.
     """
-    allowed = allowed_pairs(scene.shapes, scene.split)
+    allowed = _askable(scene)
     present = {thing.pair for thing in scene.things}
     form = rng.choices(("pair", "shape", "colour"), (3, 1, 1))[0]
     if form == "shape" and {shape for shape, _ in present} >= {shape for shape, _ in allowed}:
@@ -229,8 +234,8 @@ def _count(scene: Scene, shape: str | None, colour: str | None) -> _Fact:
 def _counts(scene: Scene) -> list[_Fact]:
     facts = [_count(scene, None, None)]
     facts += [_count(scene, shape, None) for shape in scene.shapes]
-    facts += [_count(scene, None, colour) for colour in COLOURS]
-    return facts + [_count(scene, *pair) for pair in allowed_pairs(scene.shapes, scene.split)]
+    facts += [_count(scene, None, colour) for colour in scene.colours]
+    return facts + [_count(scene, *pair) for pair in _askable(scene)]
 
 
 def _choose_count(scene: Scene, rng: Random) -> _Fact:

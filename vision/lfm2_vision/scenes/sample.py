@@ -17,8 +17,10 @@ from lfm2_mm.errors import SettingError
 from .draw import render, sign_extent
 from .questions import QA, for_evaluation, pick
 from .world import (
+    ALL_COLOURS,
     ALL_SHAPES,
     ANCHORS,
+    COLOURS,
     CORE_SHAPES,
     GROUND_KINDS,
     HELD_OUT_PAIRS,
@@ -54,6 +56,7 @@ __all__ = [
 LARGEST = 1 / 2.2
 CORE_SMALLEST = 1 / 6
 SMALLEST = 1 / 10
+_NEAR_WHITE = (240, 242, 245)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +69,7 @@ class Profile:
         size: Exact width and height, instead of both of the above.
         things: Least and greatest number of things.
         shapes: Shapes that may occur and be asked about.
+        colours: Colours that may occur and be asked about.
         sign_probability: Share of scenes with a sign.
         small_probability: Share of things whose diameter is 1/10 to 1/6 of the shorter side
             instead of 1/6 to 1/2.2.
@@ -80,6 +84,7 @@ class Profile:
     size: tuple[int, int] | None = None
     things: tuple[int, int] = (1, 5)
     shapes: tuple[str, ...] = CORE_SHAPES
+    colours: tuple[str, ...] = COLOURS
     sign_probability: float = 0.0
     small_probability: float = 0.0
     grounds: tuple[str, ...] = GROUND_KINDS
@@ -93,6 +98,12 @@ class Profile:
             "shapes",
             self.shapes,
             ", ".join(ALL_SHAPES),
+        )
+        _need(
+            bool(self.colours) and set(self.colours) <= set(ALL_COLOURS),
+            "colours",
+            self.colours,
+            ", ".join(ALL_COLOURS),
         )
         _need(
             bool(self.grounds) and set(self.grounds) <= set(GROUND_KINDS),
@@ -206,6 +217,7 @@ def generate_scene(
         ground=_ground(rng, profile, rgbs),
         split=split,
         shapes=profile.shapes,
+        colours=profile.colours,
     )
 
 
@@ -230,8 +242,9 @@ def _pairs(rng: Random, profile: Profile, split: Split) -> list[Pair]:
     Each further thing takes, by chance, the shape or the colour of the first; its other half is
     uniform over what is allowed. That leaves every pair equally likely at every place.
     """
-    trained = allowed_pairs(profile.shapes, "train")
-    unseen = [p for p in allowed_pairs(profile.shapes, "held_out") if p in HELD_OUT_PAIRS]
+    trained = allowed_pairs(profile.shapes, "train", profile.colours)
+    every = allowed_pairs(profile.shapes, "held_out", profile.colours)
+    unseen = [p for p in every if p in HELD_OUT_PAIRS]
     number = rng.randint(*profile.things)
     with_unseen = split == "held_out" and bool(unseen) and rng.random() < 0.5
     if not trained:
@@ -339,7 +352,10 @@ def _sign(rng: Random, word: str, width: int, height: int) -> Sign:
 
 
 def _ground(rng: Random, profile: Profile, rgbs: list[Rgb]) -> Ground:
-    """Draw grounds until every thing stands out from every tone; the last resort is near white."""
+    """Draw grounds until every thing stands out from every tone; the last resort is near white.
+
+    Where even that hides a thing (a white one), mid tones and near black are tried.
+    """
     kind = rng.choice(profile.grounds)
     seed = rng.getrandbits(63)
     for _ in range(24):
@@ -351,7 +367,11 @@ def _ground(rng: Random, profile: Profile, rgbs: list[Rgb]) -> Ground:
         ground = _with_span(rng, kind, one, seed)
         if _stands_out(ground, rgbs):
             return ground
-    return _with_span(rng, kind, (240, 242, 245), seed)
+    for tone in (_NEAR_WHITE, (75, 78, 82), (196, 198, 200), (12, 14, 18)):
+        ground = _with_span(rng, kind, tone, seed)
+        if _stands_out(ground, rgbs):
+            return ground
+    return _with_span(rng, "plain", _NEAR_WHITE, seed)
 
 
 def _with_span(rng: Random, kind: str, one: Rgb, seed: int) -> Ground:

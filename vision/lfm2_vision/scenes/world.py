@@ -12,10 +12,12 @@ from types import MappingProxyType
 from typing import Literal
 
 __all__ = [
+    "ALL_COLOURS",
     "ALL_SHAPES",
     "ANCHORS",
     "COLOURS",
     "CORE_SHAPES",
+    "EXTRA_COLOURS",
     "EXTRA_SHAPES",
     "GROUND_KINDS",
     "HELD_OUT_PAIRS",
@@ -46,6 +48,9 @@ CORE_SHAPES = ("circle", "square", "triangle", "star")
 EXTRA_SHAPES = ("diamond", "hexagon", "cross", "heart")
 ALL_SHAPES = CORE_SHAPES + EXTRA_SHAPES
 COLOURS = ("red", "green", "blue", "yellow", "orange", "purple", "black")
+EXTRA_COLOURS = ("pink", "brown", "grey", "white", "cyan")
+"""Outside the core domain: no pair of theirs is held out, so that no colour rules a shape out."""
+ALL_COLOURS = COLOURS + EXTRA_COLOURS
 
 ANCHORS: Mapping[str, tuple[Rgb, ...]] = MappingProxyType(
     {
@@ -56,6 +61,11 @@ ANCHORS: Mapping[str, tuple[Rgb, ...]] = MappingProxyType(
         "orange": ((245, 135, 30), (255, 160, 0), (235, 118, 20)),
         "purple": ((150, 60, 180), (128, 0, 128), (115, 40, 165)),
         "black": ((30, 30, 30), (0, 0, 0), (42, 42, 42)),
+        "pink": ((250, 150, 190), (255, 182, 193), (245, 120, 180)),
+        "brown": ((130, 80, 40), (110, 65, 30), (150, 95, 55)),
+        "grey": ((128, 128, 128), (105, 105, 105), (160, 160, 160)),
+        "white": ((245, 245, 245), (255, 255, 255), (235, 235, 240)),
+        "cyan": ((60, 205, 220), (0, 225, 235), (110, 215, 230)),
     }
 )
 """Per colour: its base value first, then the other corners of the area its values come from."""
@@ -154,7 +164,7 @@ class Thing:
 
     Attributes:
         shape: One of `ALL_SHAPES`.
-        colour: One of `COLOURS`.
+        colour: One of `ALL_COLOURS`.
         rgb: The fill that was drawn from the colour's area.
         cx: Centre, from the left edge.
         cy: Centre, from the top edge.
@@ -245,6 +255,7 @@ class Scene:
         ground: What lies behind.
         split: The split it was made for; questions of a train scene avoid what is held out.
         shapes: The shapes that the questions may name.
+        colours: The colours that the questions may name.
     """
 
     width: int
@@ -254,6 +265,7 @@ class Scene:
     ground: Ground
     split: Split = "train"
     shapes: tuple[str, ...] = CORE_SHAPES
+    colours: tuple[str, ...] = COLOURS
 
     @property
     def has_held_out_pair(self) -> bool:
@@ -261,9 +273,11 @@ class Scene:
         return any(thing.pair in HELD_OUT_PAIRS for thing in self.things)
 
 
-def allowed_pairs(shapes: tuple[str, ...], split: Split) -> tuple[Pair, ...]:
+def allowed_pairs(
+    shapes: tuple[str, ...], split: Split, colours: tuple[str, ...] = COLOURS
+) -> tuple[Pair, ...]:
     """The (shape, colour) pairs that a split may show and ask about, in a fixed order."""
-    pairs = ((shape, colour) for shape in shapes for colour in COLOURS)
+    pairs = ((shape, colour) for shape in shapes for colour in colours)
     return tuple(p for p in pairs if split == "held_out" or p not in HELD_OUT_PAIRS)
 
 

@@ -1,0 +1,102 @@
+"""Scenes as training rows: labels lie where the things are, words point at what they name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from lfm2_mm.errors import SettingError
+from lfm2_vision import nano
+from lfm2_vision.pointing import named_things
+from lfm2_vision.scenes import (
+    ALL_COLOURS,
+    ALL_SHAPES,
+    COLOURS,
+    HELD_OUT_PAIRS,
+    QA,
+    Ground,
+    Profile,
+    Scene,
+    Thing,
+    generate,
+    generate_scene,
+)
+from lfm2_vision.training import SceneEncoder
+
+WIDE = Profile(canvas=(128, 320), max_aspect=4.0, shapes=ALL_SHAPES, colours=ALL_COLOURS)
+
+
+def test_further_colours_occur_in_training_and_no_held_out_pair_does() -> None:
+    pairs = {t.pair for i in range(400) for t in generate_scene(1, i, profile=WIDE).things}
+    assert {colour for _, colour in pairs} == set(ALL_COLOURS)
+    assert not pairs & HELD_OUT_PAIRS
+
+
+def test_questions_about_core_scenes_never_name_a_further_colour() -> None:
+    for i in range(60):
+        for qa in generate(1, i, questions=8).questions:
+            named = {qa.args.get(key) for key in ("colour", "a_colour", "b_colour")} - {None}
+            assert named <= set(COLOURS)
+
+
+def test_an_unknown_colour_of_a_profile_is_refused() -> None:
+    with pytest.raises(SettingError, match=r"Profile.colours is \('mauve',\); choose from red, "):
+        Profile(colours=("mauve",))
+
+
+@pytest.mark.parametrize(
+    "question, args, kind, words",
+    [
+        ("Is the star left of the blue circle?", "star,-,circle,blue", "relation", "star,circle"),
+        ("what colour is the star", "star,-", "colour", "star"),
+        ("What shape is blue?", "-,blue", "shape", "blue"),
+        (
+            "Is the blue object over or under the star?",
+            "-,blue,star,-",
+            "where",
+            "blue,star",
+        ),
+    ],
+)
+def test_words_point_at_the_things_they_name(
+    question: str, args: str, kind: str, words: str
+) -> None:
+    star, circle = (
+        Thing(shape=shape, colour=colour, rgb=(9, 9, 9), cx=x, cy=50, r=20)
+        for shape, colour, x in (("star", "red", 40), ("circle", "blue", 120))
+    )
+    ground = Ground(kind="plain", low=(255, 255, 255), high=(255, 255, 255))
+    scene = Scene(width=160, height=100, things=(star, circle), sign=None, ground=ground)
+    values = [None if value == "-" else value for value in args.split(",")]
+    keys = ["shape", "colour"]
+    if len(values) == 4:
+        keys = ["a_shape", "a_colour", "b_shape", "b_colour"]
+    named = {key: value for key, value in zip(keys, values, strict=True) if value is not None}
+    found = named_things(scene, QA(kind=kind, question=question, answer="", args=named))
+    assert len(found) == len(words.split(","))
+    for (at, thing), word in zip(found, words.split(","), strict=True):
+        assert question[: at + 1].endswith(word)
+        assert thing is (star if word == "star" else circle)
+
+
+def test_labels_of_named_words_and_positions_agree_with_the_scene() -> None:
+    encoder = SceneEncoder(
+        Tokenizer.from_str(nano.tokenizer_files()["tokenizer.json"]), nano.IMAGES
+    )
+    samples = [generate(5, i, profile=Profile(size=(200, 260)), questions=8) for i in range(4)]
+    batch = encoder.batch(samples)
+    flat = batch.ids.flatten()
+    assert len(batch.named) > 8
+    for at, shape, colour in zip(
+        batch.named.tolist(), batch.named_shape.tolist(), batch.named_colour.tolist(), strict=True
+    ):
+        said = encoder.tokenizer.decode([int(flat[at])])
+        assert ALL_SHAPES[shape - 1] in said or ALL_COLOURS[colour - 1] in said
+    # the position that holds a thing's centre says the centre's place, within its own size
+    rows, cols = batch.shapes[0][0] // 2, batch.shapes[0][1] // 2
+    place = batch.cell_place[: rows * cols]
+    for thing in samples[0].scene.things:
+        target = torch.tensor([thing.cx / 200, thing.cy / 260])
+        nearest = int((place - target).abs().sum(-1).argmin())
+        assert batch.cell_shape[nearest] == ALL_SHAPES.index(thing.shape) + 1
