@@ -11,8 +11,14 @@ Lfm2Error
 │   ├── FetchError                a URL could not be fetched
 │   ├── MessageError              chat messages are malformed
 │   ├── PlaceholderMismatch       placeholders and attachments differ in number
+│   ├── DocumentError             a document cannot be read, or is over a limit
+│   ├── FilterError               a metadata filter cannot be understood
 │   ├── ContextOverflow           the prompt does not fit into the context
 │   └── ConstraintError           a JSON schema or regex cannot be used
+├── IndexFault               a search index cannot be used
+│   ├── IndexMismatch             it was made by another model or format version
+│   ├── CorruptIndex              a file of it is damaged or missing
+│   └── IndexLocked               another writer is at work
 ├── MissingExtra             an optional dependency is not installed
 └── SettingError             an option or environment variable has an unusable value
 
@@ -26,9 +32,15 @@ __all__ = [
     "CheckpointError",
     "ConstraintError",
     "ContextOverflow",
+    "CorruptIndex",
     "CorruptWeights",
+    "DocumentError",
     "FetchError",
+    "FilterError",
     "ImageError",
+    "IndexFault",
+    "IndexLocked",
+    "IndexMismatch",
     "InputError",
     "Lfm2Error",
     "MessageError",
@@ -85,12 +97,36 @@ class PlaceholderMismatch(InputError):
     """The number of placeholders differs from the number of attachments or features."""
 
 
+class DocumentError(InputError):
+    """A document cannot be read, or is over a limit."""
+
+
+class FilterError(InputError):
+    """A metadata filter cannot be understood."""
+
+
 class ContextOverflow(InputError):
     """The prompt and the tokens asked for do not fit into the model's context."""
 
 
 class ConstraintError(InputError):
     """A JSON schema or regular expression cannot be compiled."""
+
+
+class IndexFault(Lfm2Error):
+    """A search index cannot be used."""
+
+
+class IndexMismatch(IndexFault):
+    """The index was made by another model, or in another format version."""
+
+
+class CorruptIndex(IndexFault):
+    """A file of the index is damaged or missing."""
+
+
+class IndexLocked(IndexFault):
+    """Another process is writing to the index."""
 
 
 class MissingExtra(Lfm2Error):
