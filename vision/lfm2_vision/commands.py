@@ -6,6 +6,7 @@ Imported for `--help`, so nothing here imports torch before a verb runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,7 @@ class VisionPlugin(Plugin):
     @property
     def recipes(self) -> Mapping[str, Recipe]:  # type: ignore[override]  # read-only here
         """The recipe of the embedded model."""
-        return {"nano-vl": train_nano_vl}
+        return {"nano-vl": train_nano_vl, "nano-vl-more": partial(train_nano_vl, more=True)}
 
     @property
     def demos(self) -> Sequence[Demo]:  # type: ignore[override]  # read-only here
@@ -165,9 +166,12 @@ def train_nano_vl(
     device: str = "cpu",
     workers: int = 1,
     fresh: bool = False,
+    more: bool = False,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Train the embedded model, or go on with the folder's checkpoint; export to `model`.
+
+    With `more` a new run begins with the embedded weights instead of untrained ones.
 
     Raises:
         InputError: if the folder's run has another length or seed.
@@ -184,13 +188,17 @@ def train_nano_vl(
     if fresh:
         for name in ("trainer.safetensors", "log.jsonl", "scores.jsonl"):
             (folder / name).unlink(missing_ok=True)
-    length = steps or begun.get("steps") or nano.STEPS
+    make = nano.recipe_more if more else nano.recipe
+    length = steps or begun.get("steps") or (nano.MORE_STEPS if more else nano.STEPS)
     chosen = begun.get("seed") if seed is None else seed
-    plan = nano.recipe(length) if chosen is None else nano.recipe(length, chosen)
+    plan = make(length) if chosen is None else make(length, chosen)
+    start = nano.embedded() if more else None
     folder.mkdir(parents=True, exist_ok=True)
     _write_run(folder, length, plan.seed)
     say(f"nano-vl: {length:,} steps, in {folder}; Ctrl-C keeps a checkpoint to go on from")
-    model = nano.train(plan, folder, until=until, device=device, workers=workers, say=say)
+    model = nano.train(
+        plan, folder, until=until, device=device, workers=workers, start=start, say=say
+    )
     nano.export(model, folder / "model")
     return folder / "model"
 

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lfm2_mm.config import BackboneConfig
+from lfm2_mm.locate import locate
 from lfm2_mm.operators import RMSNorm, SwiGLU
 from lfm2_mm.saving import save_checkpoint
 from lfm2_mm.train.attention import plain_attention
@@ -50,7 +52,19 @@ from lfm2_vision.training import (
     scene_loss,
 )
 
-__all__ = ["STEPS", "Recipe", "Stage", "build", "export", "held_out_scores", "recipe", "train"]
+__all__ = [
+    "MORE_STEPS",
+    "STEPS",
+    "Recipe",
+    "Stage",
+    "build",
+    "embedded",
+    "export",
+    "held_out_scores",
+    "recipe",
+    "recipe_more",
+    "train",
+]
 
 TOWER = TowerConfig(hidden_size=128, ffn_size=384, n_layers=6, n_heads=4, patch_size=8, grid=16)
 CONNECTOR = ConnectorConfig(hidden_size=256, layer_norm=False)
@@ -112,34 +126,56 @@ class Recipe:
         return next((s for s in self.stages if step < s.until), self.stages[-1])
 
 
-STEPS = 6000
-"""Length of the recipe: an hour and a half on two cores with AMX, minutes on a GPU."""
+STEPS = 9000
+"""Length of the recipe from nothing: two hours on two cores with AMX, minutes on a GPU."""
+MORE_STEPS = 4800
+"""Length of the recipe that goes on from the embedded weights."""
+
+_ALL = Profile(shapes=ALL_SHAPES, colours=ALL_COLOURS)
+_ALL_NEAR = replace(_ALL, canvas=NEAR.canvas, max_aspect=NEAR.max_aspect)
+_FEW = replace(_ALL_NEAR, shapes=CORE_SHAPES, things=(1, 3))
+_MIXED = (
+    (NEAR, 0.25),
+    (CORE, 0.2),
+    (_ALL, 0.2),
+    (_ALL_NEAR, 0.25),
+    (replace(_ALL_NEAR, sign_probability=0.5, small_probability=0.2), 0.1),
+)
 
 
 def recipe(steps: int = STEPS, seed: int = 20261122) -> Recipe:
-    """The recipe, stretched to so many steps.
+    """The recipe from nothing, stretched to so many steps.
 
-    Shapes are learnt in all colours, twelve of which seven the core domain names: a tower that
-    sees the core alone learns that a shape it never saw in blue cannot be blue.
+    Shapes are learnt in all colours, of which the core domain names seven: a tower that sees the
+    core alone learns that a shape it never saw in blue cannot be blue. Four shapes come first:
+    with eight at once the tower stays near chance for long (docs/LOG.md).
     """
-    wide = Profile(shapes=ALL_SHAPES, colours=ALL_COLOURS)
-    near = replace(wide, canvas=NEAR.canvas, max_aspect=NEAR.max_aspect)
-    rare = replace(near, sign_probability=0.5, small_probability=0.2)
-    few = replace(near, shapes=CORE_SHAPES, things=(1, 3))
-    # four shapes first: with eight at once the tower stays near chance (docs/LOG.md)
-    four = replace(near, shapes=CORE_SHAPES)
+    four = replace(_ALL_NEAR, shapes=CORE_SHAPES)
     one = replace(four, canvas=(128, 176), max_aspect=1.4, things=(1, 2))
-    mixed = ((NEAR, 0.25), (CORE, 0.2), (wide, 0.2), (near, 0.25), (rare, 0.1))
     return Recipe(
         seed=seed,
         schedule=Schedule(steps=steps, warmup=150, peak=1e-3),
         stages=(
-            Stage(until=int(0.05 * steps), profiles=((one, 1.0),), auxiliary=1.0, text=False),
+            Stage(until=int(0.04 * steps), profiles=((one, 1.0),), auxiliary=1.0, text=False),
             Stage(until=int(0.13 * steps), profiles=((four, 1.0),), auxiliary=1.0, text=False),
-            Stage(until=int(0.18 * steps), profiles=((near, 1.0),), auxiliary=1.0, text=False),
-            Stage(until=int(0.28 * steps), profiles=((few, 0.6), (near, 0.4))),
-            Stage(until=int(0.8 * steps), profiles=mixed, tiled_every=8),
-            Stage(until=steps, profiles=mixed, tiled_every=5, auxiliary=0.25),
+            Stage(until=int(0.18 * steps), profiles=((_ALL_NEAR, 1.0),), auxiliary=1.0, text=False),
+            Stage(until=int(0.28 * steps), profiles=((_FEW, 0.6), (_ALL_NEAR, 0.4))),
+            Stage(until=int(0.8 * steps), profiles=_MIXED, tiled_every=8),
+            Stage(until=steps, profiles=_MIXED, tiled_every=5, auxiliary=0.25),
+        ),
+    )
+
+
+def recipe_more(steps: int = MORE_STEPS, seed: int = 20261123) -> Recipe:
+    """The recipe that goes on from the embedded weights: the tower first, then everything."""
+    return Recipe(
+        seed=seed,
+        schedule=Schedule(steps=steps, warmup=150, peak=7e-4),
+        stages=(
+            Stage(until=int(0.08 * steps), profiles=((_ALL_NEAR, 1.0),), auxiliary=1.0, text=False),
+            Stage(until=int(0.2 * steps), profiles=((_FEW, 0.6), (_ALL_NEAR, 0.4))),
+            Stage(until=int(0.8 * steps), profiles=_MIXED, tiled_every=8),
+            Stage(until=steps, profiles=_MIXED, tiled_every=5, auxiliary=0.25),
         ),
     )
 
@@ -166,6 +202,18 @@ def build(seed: int = 0) -> VisionLanguageModel:
         elif isinstance(module, nn.Conv1d):
             nn.init.normal_(module.weight, std=0.3)
     start_local(model.vision_tower)
+    return model
+
+
+def embedded() -> VisionLanguageModel:
+    """The nano-vl that ships with the package, in fp32."""
+    model = build()
+    folder = locate("nano-vl").folder
+    state = {
+        name.removeprefix("model.").replace("vision_tower.vision_model.", "vision_tower."): value
+        for name, value in load_file(folder / "model.safetensors").items()
+    }
+    model.load_state_dict({name: value.float() for name, value in state.items()})
     return model
 
 
@@ -254,11 +302,23 @@ def train(
     until: int | None = None,
     workers: int = 1,
     device: str = "cpu",
+    start: VisionLanguageModel | None = None,
     score_every: int = 1000,
     say: Callable[[str], None] = print,
 ) -> VisionLanguageModel:
-    """Run the recipe, or resume it from the folder's checkpoint; the averaged model comes back."""
-    both = _Training(build(plan.seed)).to(device)
+    """Run the recipe, or resume it from the folder's checkpoint; the averaged model comes back.
+
+    Args:
+        plan: The recipe.
+        folder: Where checkpoints and logs go.
+        until: Step to stop at.
+        workers: Processes that make data.
+        device: Where to run.
+        start: Weights to begin with; by default untrained ones.
+        score_every: Steps between two scorings, each after a checkpoint.
+        say: Where progress goes.
+    """
+    both = _Training(start or build(plan.seed)).to(device)
     _quicken(both.model)
 
     def loss(batch: SceneBatch) -> tuple[Tensor, dict[str, float]]:

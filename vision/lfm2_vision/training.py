@@ -228,8 +228,8 @@ def _labels(scene: Scene, layout: Plan, config: ImageConfig) -> list[list[NDArra
         down = (top + (np.arange(rows) + 0.5) * side) / size[1]
         place = np.empty((rows, cols, 2), np.float32)
         place[..., 0], place[..., 1] = across, down[:, None]
-        cells = [cell_shape.ravel(), cell_colour.ravel(), place.reshape(-1, 2)]
-        out.append([patch_shape, patch_colour, *cells])
+        labels: list[NDArray[Any]] = [patch_shape, patch_colour, cell_shape.ravel()]
+        out.append([*labels, cell_colour.ravel(), place.reshape(-1, 2)])
     return out
 
 
