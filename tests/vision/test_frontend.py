@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import lfm2_mm
+from lfm2_mm.checkpoint import Checkpoint
 from lfm2_mm.errors import CheckpointError, ImageError, PlaceholderMismatch, SettingError
 from lfm2_mm.frontends import InputEncoder, frontends
 from lfm2_mm.model import Model
@@ -76,8 +77,9 @@ def test_it_is_an_input_encoder() -> None:
     assert isinstance(made, InputEncoder)
     assert (made.placeholder, made.token_id) == ("<image>", oracle.IMAGE_ID)
     assert any(isinstance(found, VisionFrontend) for found in frontends())
-    assert VisionFrontend().claims({"model_type": "lfm2-vl"})
-    assert not VisionFrontend().claims({"model_type": "lfm2"})
+    for kind, claimed in (("lfm2-vl", True), ("lfm2", False)):
+        checkpoint = Checkpoint(Path(), "it", {"model_type": kind}, {}, {})
+        assert VisionFrontend().claims(checkpoint) is claimed
 
 
 @pytest.mark.parametrize(

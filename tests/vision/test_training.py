@@ -22,7 +22,8 @@ from lfm2_vision.scenes import (
     generate,
     generate_scene,
 )
-from lfm2_vision.training import SceneEncoder
+from lfm2_vision.training import Auxiliary, SceneEncoder
+from lfm2_vision.unseen import barred_tokens, unseen_pairs
 
 WIDE = Profile(canvas=(128, 320), max_aspect=4.0, shapes=ALL_SHAPES, colours=ALL_COLOURS)
 
@@ -100,3 +101,50 @@ def test_labels_of_named_words_and_positions_agree_with_the_scene() -> None:
         target = torch.tensor([thing.cx / 200, thing.cy / 260])
         nearest = int((place - target).abs().sum(-1).argmin())
         assert batch.cell_shape[nearest] == ALL_SHAPES.index(thing.shape) + 1
+
+
+def test_answers_bar_exactly_the_names_that_training_withholds() -> None:
+    tokenizer = Tokenizer.from_str(nano.tokenizer_files()["tokenizer.json"])
+
+    def barred(kind: str, answer: str, **args: str) -> set[tuple[int, str]]:
+        qa = QA(kind=kind, question="?", answer=answer, args=args)
+        return {(at, tokenizer.decode([t]).strip()) for at, t in barred_tokens(tokenizer, qa)}
+
+    assert barred("shape", "square", colour="blue") == {(0, "circle"), (0, "star")}
+    assert barred("shape", "square", colour="pink") == set()
+    assert barred("colour", "red", shape="circle") == {(0, "orange"), (0, "blue")}
+    assert barred("count", "2", shape="circle") == set()
+    text = "a red star and two blue squares"
+    tokens = tokenizer.encode(text, add_special_tokens=False).tokens
+    told = barred("describe", text)
+    assert {word for at, word in told if "star" in tokens[at]} >= {"square", "diamond"}
+    assert {word for at, word in told if "square" in tokens[at]} >= {"circle", "star"}
+    assert {at for at, _ in told} == {i for i, t in enumerate(tokens) if "star" in t or "squ" in t}
+
+
+def test_the_auxiliary_loss_leaves_withheld_names_alone() -> None:
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.from_str(nano.tokenizer_files()["tokenizer.json"])
+    blue = next(
+        sample
+        for i in range(500)
+        if len((sample := generate(9, i, profile=Profile(size=(128, 128)))).scene.things) == 1
+        and sample.scene.things[0].colour == "blue"
+    )
+    batch = SceneEncoder(tokenizer, nano.IMAGES).batch([blue])
+    heads = Auxiliary(8, 12)
+    cells = torch.randn(len(batch.cell_shape), 12)
+    loss, _ = heads.seen(torch.randn(len(batch.patch_shape), 8), cells, batch)
+    torch.autograd.backward(loss)
+    only = batch.cell_shape != 0
+    shapes = torch.nn.functional.one_hot(batch.cell_shape[only], 10).sum(0)
+    assert int(shapes.sum()) == 1
+    # ground positions still teach every class; the blue thing's own position teaches none of them
+    logits = torch.zeros(int(only.sum()), 10, requires_grad=True)
+    opened = unseen_pairs()[batch.cell_colour[only]]
+    torch.autograd.backward(
+        torch.nn.functional.cross_entropy(logits.masked_fill(opened, -1e4), batch.cell_shape[only])
+    )
+    assert logits.grad is not None
+    star, circle = ALL_SHAPES.index("star") + 1, ALL_SHAPES.index("circle") + 1
+    assert not logits.grad[:, [star, circle]].any() and logits.grad[:, 0].all()

@@ -40,6 +40,7 @@ from lfm2_vision.scenes import (
     label_map,
 )
 from lfm2_vision.tiling import Plan, plan
+from lfm2_vision.unseen import barred_tokens, unseen_pairs
 
 __all__ = [
     "Auxiliary",
@@ -76,6 +77,7 @@ class SceneBatch:
         named_place: Centre of that thing, `[k, 2]`, as shares of the picture.
         named_shape: Its shape class, `[k]`.
         named_colour: Its colour class, `[k]`.
+        barred: Flat indices into `ids` and tokens that take no part in the loss there, `[j, 2]`.
         kinds: Kind of each branch, row by row.
         branches: First position and length of each branch, row by row.
     """
@@ -95,6 +97,7 @@ class SceneBatch:
     named_place: Tensor
     named_shape: Tensor
     named_colour: Tensor
+    barred: Tensor
     kinds: list[list[str]] = field(default_factory=list)
     branches: list[list[tuple[int, int]]] = field(default_factory=list)
 
@@ -156,6 +159,7 @@ class SceneEncoder:
         targets = torch.full_like(ids, IGNORE)
         spans: list[list[tuple[int, int]]] = []
         named: list[tuple[int, Thing, Scene]] = []
+        barred: list[tuple[int, int]] = []
         for i, (prefix, branches) in enumerate(rows):
             ids[i, : len(prefix)] = torch.tensor(prefix)
             at = len(prefix)
@@ -168,6 +172,8 @@ class SceneEncoder:
                 end = at + len(question) + len(answer)
                 ids[i, at:end] = torch.tensor(question + answer)
                 targets[i, end - len(answer) - 1 : end - 1] = torch.tensor(answer)
+                first = i * time + end - len(answer) - 1
+                barred += [(first + k, token) for k, token in barred_tokens(self.tokenizer, qa)]
                 spans[-1].append((at, end - at))
                 at = end
         patches, shapes, labels = [], [], []
@@ -198,6 +204,7 @@ class SceneEncoder:
             named_colour=torch.tensor(
                 [_COLOUR_ID[t.colour] for _, t, _ in named], dtype=torch.long
             ),
+            barred=torch.tensor(barred, dtype=torch.long).view(-1, 2),
             kinds=[[qa.kind for qa in sample.questions] for sample in samples],
             branches=spans,
         )
@@ -271,14 +278,15 @@ class Auxiliary(nn.Module):
         self, rows: Float[Tensor, "n c"], cells: Float[Tensor, "m d"], batch: SceneBatch
     ) -> tuple[Tensor, dict[str, float]]:
         """What patches and positions show: weighted cross-entropies, and the shares right."""
-        patch, cell = self.patch_shape(rows).float(), self.cell_shape(cells).float()
+        patch = _open(self.patch_shape(rows), batch.patch_colour)
+        cell = _open(self.cell_shape(cells), batch.cell_colour)
         things = (batch.patch_shape != _GROUND) & (batch.patch_shape != _SIGN)
         centres = batch.cell_shape != _GROUND
         terms = [
             F.cross_entropy(patch, batch.patch_shape),
-            F.cross_entropy(self.patch_colour(rows).float(), batch.patch_colour),
+            _colour_loss(self.patch_colour(rows), batch.patch_colour, batch.patch_shape),
             4 * F.cross_entropy(cell, batch.cell_shape),
-            F.cross_entropy(self.cell_colour(cells).float(), batch.cell_colour),
+            _colour_loss(self.cell_colour(cells), batch.cell_colour, batch.cell_shape),
             # most patches are ground; shape, the slowest to be learnt, also counts by itself
             2 * F.cross_entropy(patch[things], batch.patch_shape[things]),
             2 * F.cross_entropy(cell[centres], batch.cell_shape[centres]),
@@ -293,13 +301,30 @@ class Auxiliary(nn.Module):
     ) -> tuple[Tensor, dict[str, float]]:
         """What the words name: shape, colour and place, and the mean distance missed by."""
         place = self.named_place(words).float()
+        shape = _open(self.named_shape(words), batch.named_colour)
+        colour = self.named_colour(words)
         terms = [
-            0.5 * F.cross_entropy(self.named_shape(words).float(), batch.named_shape),
-            0.5 * F.cross_entropy(self.named_colour(words).float(), batch.named_colour),
+            0.5 * F.cross_entropy(shape, batch.named_shape),
+            0.5 * _colour_loss(colour, batch.named_colour, batch.named_shape),
             8 * F.l1_loss(place, batch.named_place),
         ]
         missed = (place.detach() - batch.named_place).abs().mean()
         return torch.stack(terms).sum(), {"missed": float(missed)}
+
+
+_SHUT = -1e4  # a logit no softmax notices
+
+
+def _open(shape: Float[Tensor, "n s"], colour: Tensor) -> Float[Tensor, "n s"]:
+    """Logits of shapes in fp32, those never seen in the given colour classes shut out."""
+    unseen = unseen_pairs().to(shape.device)
+    return shape.float().masked_fill(unseen[colour.clamp(min=0)], _SHUT)
+
+
+def _colour_loss(logits: Float[Tensor, "n c"], colour: Tensor, shape: Tensor) -> Tensor:
+    """Cross-entropy of colours, those never seen in the given shape classes shut out."""
+    unseen = unseen_pairs().to(logits.device)
+    return F.cross_entropy(logits.float().masked_fill(unseen.T[shape], _SHUT), colour)
 
 
 def scene_hidden(
@@ -336,7 +361,7 @@ def scene_loss(
         extra, parts = auxiliary.seen(rows, cells, batch)
         return weight * extra, {"aux": float(extra.detach()), **parts}
     hidden, words, rows, cells = scene_hidden(model, batch)
-    spoken = next_token_loss(hidden, model.head_weight, batch.targets)
+    spoken = next_token_loss(hidden, model.head_weight, batch.targets, barred=batch.barred)
     extra, parts = auxiliary.seen(rows, cells, batch)
     pointed, more = auxiliary.named(words, batch)
     return spoken + weight * (extra + pointed), {

@@ -1,0 +1,61 @@
+"""What training must not punish: pairs of shape and colour that it never shows.
+
+A model that never sees a blue star learns that what is blue is no star, and is then wrong about
+every blue star. So wherever a loss names a shape and knows the colour (or the other way round),
+the names that the split withholds take no part: neither rewarded nor punished. No picture of a
+withheld pair is drawn for it. Knows scenes and tokens, no model.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+import torch
+from jaxtyping import Bool
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from lfm2_vision.scenes import ALL_COLOURS, ALL_SHAPES, HELD_OUT_PAIRS, QA
+
+__all__ = ["barred_tokens", "unseen_pairs"]
+
+_PAIR = re.compile(rf"\b({'|'.join(ALL_COLOURS)}) ({'|'.join(ALL_SHAPES)})(e?s)?\b")
+
+
+@cache
+def unseen_pairs() -> Bool[Tensor, "colours shapes"]:
+    """Whether a pair is withheld, by `[1 + colour, 1 + shape]`; class 0 and the last shape none.
+
+    Classes count from 1 in the order of `ALL_COLOURS` and `ALL_SHAPES`; shape class 0 is the
+    ground, the last one a sign.
+    """
+    table = torch.zeros(len(ALL_COLOURS) + 1, len(ALL_SHAPES) + 2, dtype=torch.bool)
+    for shape, colour in HELD_OUT_PAIRS:
+        table[ALL_COLOURS.index(colour) + 1, ALL_SHAPES.index(shape) + 1] = True
+    return table
+
+
+def barred_tokens(tokenizer: Tokenizer, qa: QA) -> list[tuple[int, int]]:
+    """Tokens that must take no part at places of an answer, as (token of the answer, token id)."""
+    if qa.kind == "shape":
+        others = [shape for shape, colour in HELD_OUT_PAIRS if colour == qa.args.get("colour")]
+        return [(0, token) for token in sorted({_first(tokenizer, other) for other in others})]
+    if qa.kind == "colour":
+        others = [colour for shape, colour in HELD_OUT_PAIRS if shape == qa.args.get("shape")]
+        return [(0, token) for token in sorted({_first(tokenizer, other) for other in others})]
+    if qa.kind != "describe":
+        return []
+    starts = [start for start, _ in tokenizer.encode(qa.answer, add_special_tokens=False).offsets]
+    found = []
+    for match in _PAIR.finditer(qa.answer):
+        at = starts.index(match.start(2) - 1)  # a token begins with the space before its word
+        others = [shape for shape, colour in HELD_OUT_PAIRS if colour == match[1]]
+        names = {f" {other}{end}" for other in others for end in ("", "s", "es")}
+        found += [(at, token) for token in sorted({_first(tokenizer, name) for name in names})]
+    return found
+
+
+def _first(tokenizer: Tokenizer, text: str) -> int:
+    token: int = tokenizer.encode(text, add_special_tokens=False).ids[0]
+    return token
