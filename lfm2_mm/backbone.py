@@ -7,9 +7,12 @@ tokens of many conversations: a `Mixing` does.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from lfm2_mm import fused
 from lfm2_mm.config import BackboneConfig
 from lfm2_mm.mixing import Mixing
 from lfm2_mm.moe import SparseMoe
@@ -52,6 +55,14 @@ class Block(nn.Module):
         out: Tensor = x + self.feed_forward(self.ffn_norm(x))
         return out
 
+    def pack(self) -> None:
+        """Lay out the weights for inference where that helps (see `fused.pack`).
+
+        Experts stay as they are on disk, so that only those chosen are ever read.
+        """
+        parts = [child for child in self.children() if not isinstance(child, SparseMoe)]
+        fused.pack(layer for part in parts for layer in part.modules())
+
 
 class Backbone(nn.Module):
     """The stack of blocks between the token embedding and the final norm."""
@@ -81,3 +92,10 @@ class Backbone(nn.Module):
             x = block(x, mixing, rotary)
         out: Tensor = self.embedding_norm(x)
         return out
+
+    def pack(self) -> Iterator[None]:
+        """Pack one block with each item; see `Block.pack`."""
+        for block in self.layers:
+            assert isinstance(block, Block)
+            block.pack()
+            yield

@@ -70,6 +70,7 @@ class Engine:
         self.prefill_chunk, self.max_running = prefill_chunk, max_running
         self._running: list[Running] = []
         self._waiting: deque[Running] = deque()
+        self._packing = backbone.pack()
         self._lock = threading.Lock()
 
     @property
@@ -125,6 +126,9 @@ class Engine:
             if not self._running:
                 return False
             plan = self._plan()
+            if not any(sequence.prefilling for sequence, _ in plan):
+                # a block a token: costs no first answer anything, and is soon paid back
+                next(self._packing, None)
             self._guard([sequence for sequence, _ in plan], self._run, plan)
             return True
 

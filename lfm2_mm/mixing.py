@@ -1,15 +1,17 @@
 """How positions see each other: the one thing that differs between training and generation.
 
 Blocks are written once, position by position; where they must look along time they ask a
-`Mixing`. `Whole` serves rectangular batches without a cache (training, scoring, encoding);
-`Ragged` serves packed rows, each run of rows continuing the cache of one sequence. There is no
-padding in a `Ragged` step, so a batch equals each sequence alone. This module knows caches, and
-nothing of layers or weights.
+`Mixing`. `Whole` serves rectangular batches without a cache (training, scoring); `Packed` serves
+complete sequences of any lengths behind each other, without a cache (encoding); `Ragged` serves
+packed rows, each run of rows continuing the cache of one sequence. There is no padding in the last
+two, so a batch equals each sequence alone. This module knows caches, and nothing of layers or
+weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from lfm2_mm.cache import SequenceCache, Snapshot
 
-__all__ = ["Mixing", "Ragged", "Whole", "short_convolution"]
+__all__ = ["Mixing", "Packed", "Ragged", "Whole", "short_convolution"]
 
 
 @runtime_checkable
@@ -51,9 +53,10 @@ def short_convolution(
     """Depthwise convolution as shifted multiply-adds; `t = s - k + 1`, the last tap is now."""
     k = taps.shape[1]
     t = window.shape[-2] - k + 1
-    out = window[..., :t, :] * taps[:, 0]
+    rows = taps.T.contiguous()  # several times faster than columns, which lie k apart
+    out = window[..., :t, :] * rows[0]
     for j in range(1, k):
-        out = torch.addcmul(out, window[..., j : j + t, :], taps[:, j])
+        out = torch.addcmul(out, window[..., j : j + t, :], rows[j])
     return out
 
 
@@ -120,6 +123,116 @@ class Whole:
             enable_gqa=q.shape[2] != k.shape[2],
         )
         return out.transpose(1, 2)
+
+
+class Packed:
+    """Packed rows `[n, d]` of complete sequences, one behind the other, without a cache.
+
+    Neighbours of equal length share one attention call, so hand the sequences in by length.
+
+    Args:
+        lengths: Rows of each sequence in turn, each at least 1.
+        causal: False lets attention and convolutions see both sides.
+        hidden: True at rows that no row may attend to, `[n]`: the expansion of late-interaction
+            queries. They attend to the others themselves, also not to each other; the first row
+            of a sequence must not be hidden. None if there are none.
+        mask_convs: True also takes hidden rows out of the convolutions, and sets the output of a
+            convolution there to zero (what transformers 5.23 makes of masked positions); False
+            keeps them visible.
+        device: Where positions and masks live.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        *,
+        causal: bool = True,
+        hidden: Bool[Tensor, " n"] | None = None,
+        mask_convs: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.causal = causal
+        self._lengths = tuple(lengths)
+        ramp = torch.arange(max(self._lengths, default=0), device=device)
+        self.positions = torch.cat([ramp[:t] for t in self._lengths]) if self._lengths else ramp
+        self._seen = ~hidden[:, None] if hidden is not None and mask_convs else None
+        self._edges: tuple[Tensor, Tensor, Tensor] | None = None
+        self._runs: list[tuple[int, int, int, Tensor | None]] = []
+        start = 0
+        for time, same in groupby(self._lengths):
+            count = len(list(same))
+            mask = None
+            if hidden is not None:
+                mask = ~hidden[start : start + count * time].view(count, 1, 1, time)
+                if causal:
+                    mask = mask & torch.ones(time, time, dtype=torch.bool, device=device).tril()
+            self._runs.append((start, count, time, mask))
+            start += count * time
+
+    def convolve(
+        self, layer: int, u: Float[Tensor, "n d"], taps: Float[Tensor, "d k"]
+    ) -> Float[Tensor, "n d"]:
+        """See `Mixing.convolve`; what lies beyond the ends of a sequence counts as zeros."""
+        n, k = len(u), taps.shape[1]
+        before = k - 1 if self.causal else k // 2
+        if self._seen is not None:
+            u = u * self._seen
+        out = u * taps[:, before]
+        for j in range(k):  # as if all were one sequence; the rows near ends are put right below
+            shift = j - before
+            if shift < 0:
+                out[-shift:].addcmul_(u[:shift], taps[:, j])
+            elif shift > 0:
+                out[:-shift].addcmul_(u[shift:], taps[:, j])
+        if k > 1 and n:
+            rows, sources, real = self._near_ends(k, before, u.device)
+            window = u[sources] * real[..., None]
+            out[rows] = torch.einsum("mkd,dk->md", window, taps)
+        return out if self._seen is None else out * self._seen
+
+    def attend(
+        self,
+        layer: int,
+        q: Float[Tensor, "n h e"],
+        k: Float[Tensor, "n g e"],
+        v: Float[Tensor, "n g e"],
+    ) -> Float[Tensor, "n h e"]:
+        """See `Mixing.attend`; no row sees another sequence."""
+        outs = []
+        for start, count, time, mask in self._runs:
+            queries, keys, values = (
+                x[start : start + count * time].view(count, time, *x.shape[1:]).transpose(1, 2)
+                for x in (q, k, v)
+            )
+            out = F.scaled_dot_product_attention(
+                queries,
+                keys,
+                values,
+                attn_mask=mask,
+                is_causal=self.causal and mask is None,
+                enable_gqa=q.shape[1] != k.shape[1],
+            )
+            outs.append(out.transpose(1, 2).flatten(0, 1))
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+    def _near_ends(
+        self, k: int, before: int, device: torch.device
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows whose taps reach over an end, the row each tap reads, and whether that is theirs."""
+        if self._edges is None:
+            rows, sources = [], []
+            start = 0
+            for time in self._lengths:
+                after = k - 1 - before
+                ends = {*range(min(before, time)), *range(max(0, time - after), time)}
+                for t in sorted(ends):
+                    window = range(t - before, t - before + k)
+                    rows.append(start + t)
+                    sources.append([start + s if 0 <= s < time else -1 for s in window])
+                start += time
+            table = torch.tensor(sources, device=device)
+            self._edges = torch.tensor(rows, device=device), table.clamp(min=0), table >= 0
+        return self._edges
 
 
 class Ragged:

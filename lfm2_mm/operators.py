@@ -8,11 +8,11 @@ equal those of the official checkpoints. Source of the formulas: the LFM2 techni
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lfm2_mm.config import BackboneConfig
+from lfm2_mm.fused import linear, rms_norm, swiglu
 from lfm2_mm.mixing import Mixing
 
 __all__ = ["Attention", "RMSNorm", "Rotary", "ShortConv", "SwiGLU", "rotate"]
@@ -28,7 +28,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
         """Normalise the last dimension."""
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Rotary(nn.Module):
@@ -70,12 +70,11 @@ class ShortConv(nn.Module):
         self, x: Float[Tensor, "*n d"], mixing: Mixing, layer: int
     ) -> Float[Tensor, "*n d"]:
         """Mix along time through `mixing.convolve`."""
-        b, c, u = self.in_proj(x).chunk(3, dim=-1)
+        b, c, u = linear(x, self.in_proj).chunk(3, dim=-1)
         y = mixing.convolve(layer, b * u, self.conv.weight[:, 0])
         if self.conv.bias is not None:
             y = y + self.conv.bias
-        out: Tensor = self.out_proj(c * y)
-        return out
+        return linear(c * y, self.out_proj)
 
 
 class Attention(nn.Module):
@@ -101,11 +100,10 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "*n d"]:
         """Mix along time through `mixing.attend`."""
         heads = (*x.shape[:-1], -1, self.head_dim)
-        q = rotate(self.q_layernorm(self.q_proj(x).view(heads)), *rotary)
-        k = rotate(self.k_layernorm(self.k_proj(x).view(heads)), *rotary)
-        v = self.v_proj(x).view(heads)
-        out: Tensor = self.out_proj(mixing.attend(layer, q, k, v).flatten(-2))
-        return out
+        q = rotate(self.q_layernorm(linear(x, self.q_proj).view(heads)), *rotary)
+        k = rotate(self.k_layernorm(linear(x, self.k_proj).view(heads)), *rotary)
+        v = linear(x, self.v_proj).view(heads)
+        return linear(mixing.attend(layer, q, k, v).flatten(-2), self.out_proj)
 
 
 class SwiGLU(nn.Module):
@@ -119,5 +117,4 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
         """Apply to every position."""
-        out: Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))
-        return out
+        return linear(swiglu(x, self.w1, self.w3), self.w2)

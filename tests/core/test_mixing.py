@@ -15,7 +15,7 @@ from torch import Tensor
 from lfm2_mm.backbone import Backbone
 from lfm2_mm.cache import SequenceCache
 from lfm2_mm.config import BackboneConfig
-from lfm2_mm.mixing import Mixing, Ragged, Whole, short_convolution
+from lfm2_mm.mixing import Mixing, Packed, Ragged, Whole, short_convolution
 from tests import oracle
 
 CLOSE: dict[str, Any] = {"atol": oracle.CLOSE, "rtol": 0}
@@ -170,6 +170,58 @@ def test_masked_positions_may_stay_visible_to_convolutions() -> None:
     cut = Whole(1, 4, causal=False).convolve(0, u[:, :4], taps)
     torch.testing.assert_close(hidden[:, :4], cut)
     assert not torch.allclose(kept[:, 3], hidden[:, 3])
+
+
+# --- complete sequences behind each other
+
+
+@settings(max_examples=15)
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6),
+    name=st.sampled_from(["dense", "odd", "moe"]),
+    causal=st.booleans(),
+)
+def test_packed_sequences_equal_each_alone(lengths: list[int], name: str, causal: bool) -> None:
+    net = backbone(name)
+    texts = [oracle.ids(n, seed=i) for i, n in enumerate(lengths)]
+    with torch.no_grad():
+        packed = net(net.embed(torch.cat(texts)), Packed(lengths, causal=causal))
+        for text, rows in zip(texts, torch.split(packed, lengths), strict=True):
+            alone = net(net.embed(text[None]), Whole(1, len(text), causal=causal))[0]
+            torch.testing.assert_close(rows, alone, **CLOSE)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_no_row_attends_to_a_hidden_one(causal: bool) -> None:
+    draw = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(11, 2, 8, generator=draw) for _ in range(3))
+    hidden = torch.tensor([False] * 3 + [True] * 2 + [False] * 5 + [True])
+    found = Packed([5, 6], causal=causal, hidden=hidden).attend(0, q, k, v)
+    for start, end in ((0, 5), (5, 11)):
+        for t in range(start, end):
+            seen = [s for s in range(start, t + 1 if causal else end) if not hidden[s]]
+            weights = torch.einsum("he,she->hs", q[t], k[seen]).div(math.sqrt(8)).softmax(-1)
+            wanted = torch.einsum("hs,she->he", weights, v[seen])
+            torch.testing.assert_close(found[t], wanted)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("k", [1, 3, 4])
+def test_hidden_rows_may_stay_visible_to_convolutions(causal: bool, k: int) -> None:
+    draw = torch.Generator().manual_seed(2)
+    u, taps = torch.randn(7, 4, generator=draw), torch.randn(4, k, generator=draw)
+    hidden = torch.tensor([False, False, True, False, False, False, True])
+    pieces = [Whole(1, n, causal=causal).convolve(0, x[None], taps)[0] for n, x in parts(u)]
+    plain = Packed([3, 4], causal=causal, hidden=hidden).convolve(0, u, taps)
+    torch.testing.assert_close(plain, torch.cat(pieces))
+    masked = Packed([3, 4], causal=causal, hidden=hidden, mask_convs=True).convolve(0, u, taps)
+    shown = u.masked_fill(hidden[:, None], 0)
+    pieces = [Whole(1, n, causal=causal).convolve(0, x[None], taps)[0] for n, x in parts(shown)]
+    torch.testing.assert_close(masked, torch.cat(pieces).masked_fill(hidden[:, None], 0))
+
+
+def parts(u: Tensor) -> list[tuple[int, Tensor]]:
+    return [(3, u[:3]), (4, u[3:])]
 
 
 @pytest.mark.parametrize("taps", [1, 2, 3, 4, 7])

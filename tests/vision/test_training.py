@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 
 from lfm2_mm.errors import SettingError
 from lfm2_vision import nano
+from lfm2_vision.losses import Auxiliary
 from lfm2_vision.pointing import named_things
 from lfm2_vision.scenes import (
     ALL_COLOURS,
@@ -22,8 +23,8 @@ from lfm2_vision.scenes import (
     generate,
     generate_scene,
 )
-from lfm2_vision.training import Auxiliary, SceneEncoder
-from lfm2_vision.unseen import barred_tokens, unseen_pairs
+from lfm2_vision.training import SceneEncoder
+from lfm2_vision.unseen import barred_tokens, level_loss, unseen_pairs
 
 WIDE = Profile(canvas=(128, 320), max_aspect=4.0, shapes=ALL_SHAPES, colours=ALL_COLOURS)
 
@@ -148,3 +149,13 @@ def test_the_auxiliary_loss_leaves_withheld_names_alone() -> None:
     assert logits.grad is not None
     star, circle = ALL_SHAPES.index("star") + 1, ALL_SHAPES.index("circle") + 1
     assert not logits.grad[:, [star, circle]].any() and logits.grad[:, 0].all()
+
+
+def test_levelling_pulls_withheld_names_to_the_other_wrong_ones_and_leaves_the_rest() -> None:
+    logits = torch.tensor([[3.0, -4.0, 1.0, -1.0], [2.0, 0.0, 0.0, 5.0]], requires_grad=True)
+    unseen = torch.tensor([[False, True, False, False], [False] * 4])
+    loss = level_loss(logits, unseen, torch.tensor([0, 3]))
+    assert float(loss.detach()) == pytest.approx(3.5)  # |-4 - mean(1, -1)| - 0.5
+    torch.autograd.backward(loss)
+    assert logits.grad is not None
+    assert logits.grad[0].tolist() == [0.0, -1.0, 0.0, 0.0] and not logits.grad[1].any()

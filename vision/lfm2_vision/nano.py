@@ -30,6 +30,7 @@ from lfm2_mm.train.trainer import Schedule, Trainer
 from lfm2_vision.config import ConnectorConfig, TowerConfig
 from lfm2_vision.encoder import Mlp, SelfAttention
 from lfm2_vision.image_config import ImageConfig
+from lfm2_vision.losses import Auxiliary, answered, scene_loss
 from lfm2_vision.model import VisionLanguageModel, config_dict
 from lfm2_vision.scenes import (
     ALL_COLOURS,
@@ -43,14 +44,7 @@ from lfm2_vision.scenes import (
     stream,
 )
 from lfm2_vision.tower_init import start_local
-from lfm2_vision.training import (
-    Auxiliary,
-    SceneBatch,
-    SceneEncoder,
-    answered,
-    image_token_id,
-    scene_loss,
-)
+from lfm2_vision.training import SceneBatch, SceneEncoder, image_token_id
 
 __all__ = [
     "MORE_STEPS",

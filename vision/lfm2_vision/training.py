@@ -1,9 +1,7 @@
-"""Training data and loss of the vision frontend: drawn scenes as rows, and the model's loss.
+"""Training data of the vision frontend: drawn scenes as rows, with labels of what they show.
 
-A batch is a pure function of (recipe, step). Each picture is one prefix with its questions as
-branches, so every question is learnt as if asked alone. Besides the next token, small auxiliary
-heads learn what each patch and each position shows; their labels come free from the scenes, and
-they are dropped when the model is exported. Knows no optimizer and no schedule.
+Each picture is one prefix with its questions as branches, so every question is learnt as if asked
+alone. Knows neither losses nor a schedule.
 """
 
 from __future__ import annotations
@@ -15,17 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
 from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
-from lfm2_mm.train.objectives import IGNORE, next_token_loss
+from lfm2_mm.train.objectives import IGNORE
 from lfm2_mm.train.packing import Branched
 from lfm2_vision.image_config import ImageConfig
-from lfm2_vision.model import VisionLanguageModel
 from lfm2_vision.patches import patchify, views
 from lfm2_vision.pointing import named_things
 from lfm2_vision.prompt_text import ImageTokens, placeholder_text
@@ -40,18 +35,11 @@ from lfm2_vision.scenes import (
     label_map,
 )
 from lfm2_vision.tiling import Plan, plan
-from lfm2_vision.unseen import barred_tokens, unseen_pairs
+from lfm2_vision.unseen import barred_tokens, first_tokens
 
-__all__ = [
-    "Auxiliary",
-    "SceneBatch",
-    "SceneEncoder",
-    "answered",
-    "image_token_id",
-    "scene_loss",
-]
+__all__ = ["GROUND", "SIGN", "SceneBatch", "SceneEncoder", "image_token_id"]
 
-_GROUND, _SIGN = 0, len(ALL_SHAPES) + 1
+GROUND, SIGN = 0, len(ALL_SHAPES) + 1
 _SHAPE_ID = {name: i + 1 for i, name in enumerate(ALL_SHAPES)}
 _COLOUR_ID = {name: i + 1 for i, name in enumerate(ALL_COLOURS)}
 _LEAST_COVER = 0.2  # a patch shows a thing when the thing covers this share of it
@@ -78,6 +66,11 @@ class SceneBatch:
         named_shape: Its shape class, `[k]`.
         named_colour: Its colour class, `[k]`.
         barred: Flat indices into `ids` and tokens that take no part in the loss there, `[j, 2]`.
+        asked_shape: For questions after a shape: flat index whose next token answers, the colour
+            class that was named, and the shape class of the answer, `[s, 3]`.
+        asked_colour: The same after a colour: index, named shape class, answered colour class.
+        shape_tokens: First token of each of `ALL_SHAPES` as an answer.
+        colour_tokens: First token of each of `ALL_COLOURS` as an answer.
         kinds: Kind of each branch, row by row.
         branches: First position and length of each branch, row by row.
     """
@@ -98,6 +91,10 @@ class SceneBatch:
     named_shape: Tensor
     named_colour: Tensor
     barred: Tensor
+    asked_shape: Tensor
+    asked_colour: Tensor
+    shape_tokens: Tensor
+    colour_tokens: Tensor
     kinds: list[list[str]] = field(default_factory=list)
     branches: list[list[tuple[int, int]]] = field(default_factory=list)
 
@@ -122,6 +119,8 @@ class SceneEncoder:
         self.tokenizer, self.config, self.taps = tokenizer, config, taps
         self.tokens = ImageTokens()
         self.image_id = image_token_id(tokenizer)
+        self.shape_tokens = first_tokens(tokenizer, ALL_SHAPES)
+        self.colour_tokens = first_tokens(tokenizer, ALL_COLOURS)
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -160,6 +159,8 @@ class SceneEncoder:
         spans: list[list[tuple[int, int]]] = []
         named: list[tuple[int, Thing, Scene]] = []
         barred: list[tuple[int, int]] = []
+        asked_shape: list[tuple[int, int, int]] = []
+        asked_colour: list[tuple[int, int, int]] = []
         for i, (prefix, branches) in enumerate(rows):
             ids[i, : len(prefix)] = torch.tensor(prefix)
             at = len(prefix)
@@ -174,6 +175,10 @@ class SceneEncoder:
                 targets[i, end - len(answer) - 1 : end - 1] = torch.tensor(answer)
                 first = i * time + end - len(answer) - 1
                 barred += [(first + k, token) for k, token in barred_tokens(self.tokenizer, qa)]
+                if qa.kind == "shape":
+                    asked_shape.append((first, _COLOUR_ID[qa.args["colour"]], _SHAPE_ID[qa.answer]))
+                elif qa.kind == "colour":
+                    asked_colour.append((first, _SHAPE_ID[qa.args["shape"]], _COLOUR_ID[qa.answer]))
                 spans[-1].append((at, end - at))
                 at = end
         patches, shapes, labels = [], [], []
@@ -205,6 +210,10 @@ class SceneEncoder:
                 [_COLOUR_ID[t.colour] for _, t, _ in named], dtype=torch.long
             ),
             barred=torch.tensor(barred, dtype=torch.long).view(-1, 2),
+            asked_shape=torch.tensor(asked_shape, dtype=torch.long).view(-1, 3),
+            asked_colour=torch.tensor(asked_colour, dtype=torch.long).view(-1, 3),
+            shape_tokens=self.shape_tokens,
+            colour_tokens=self.colour_tokens,
             kinds=[[qa.kind for qa in sample.questions] for sample in samples],
             branches=spans,
         )
@@ -250,141 +259,6 @@ def _patch_labels(
     cover = np.stack([(cells == mark).mean(-1) for mark in marks])
     best = cover.argmax(0)
     shown = cover.max(0) >= _LEAST_COVER
-    shape_of = np.array([*(_SHAPE_ID[thing.shape] for thing in scene.things), _SIGN])
+    shape_of = np.array([*(_SHAPE_ID[thing.shape] for thing in scene.things), SIGN])
     colour_of = np.array([*(_COLOUR_ID[thing.colour] for thing in scene.things), IGNORE])
-    return np.where(shown, shape_of[best], _GROUND), np.where(shown, colour_of[best], IGNORE)
-
-
-class Auxiliary(nn.Module):
-    """Linear heads over patches (from the tower), positions (from the connector) and words.
-
-    The heads over words read the backbone's rows one block after its first attention, where a
-    word that names a thing can first have found it.
-    """
-
-    def __init__(self, tower_size: int, connector_size: int) -> None:
-        super().__init__()
-        shapes, colours = len(ALL_SHAPES) + 2, len(ALL_COLOURS) + 1
-        self.patch_shape = nn.Linear(tower_size, shapes)
-        self.patch_colour = nn.Linear(tower_size, colours)
-        self.cell_shape = nn.Linear(connector_size, shapes)
-        self.cell_colour = nn.Linear(connector_size, colours)
-        self.cell_place = nn.Linear(connector_size, 2)
-        self.named_shape = nn.Linear(connector_size, shapes)
-        self.named_colour = nn.Linear(connector_size, colours)
-        self.named_place = nn.Linear(connector_size, 2)
-
-    def seen(
-        self, rows: Float[Tensor, "n c"], cells: Float[Tensor, "m d"], batch: SceneBatch
-    ) -> tuple[Tensor, dict[str, float]]:
-        """What patches and positions show: weighted cross-entropies, and the shares right."""
-        patch = _open(self.patch_shape(rows), batch.patch_colour)
-        cell = _open(self.cell_shape(cells), batch.cell_colour)
-        things = (batch.patch_shape != _GROUND) & (batch.patch_shape != _SIGN)
-        centres = batch.cell_shape != _GROUND
-        terms = [
-            F.cross_entropy(patch, batch.patch_shape),
-            _colour_loss(self.patch_colour(rows), batch.patch_colour, batch.patch_shape),
-            4 * F.cross_entropy(cell, batch.cell_shape),
-            _colour_loss(self.cell_colour(cells), batch.cell_colour, batch.cell_shape),
-            # most patches are ground; shape, the slowest to be learnt, also counts by itself
-            2 * F.cross_entropy(patch[things], batch.patch_shape[things]),
-            2 * F.cross_entropy(cell[centres], batch.cell_shape[centres]),
-            2 * F.l1_loss(self.cell_place(cells).float(), batch.cell_place),
-        ]
-        right = (patch.argmax(-1) == batch.patch_shape)[things].float().mean()
-        found = (cell.argmax(-1) == batch.cell_shape)[centres].float().mean()
-        return torch.stack(terms).sum(), {"patch_right": float(right), "cell_right": float(found)}
-
-    def named(
-        self, words: Float[Tensor, "k d"], batch: SceneBatch
-    ) -> tuple[Tensor, dict[str, float]]:
-        """What the words name: shape, colour and place, and the mean distance missed by."""
-        place = self.named_place(words).float()
-        shape = _open(self.named_shape(words), batch.named_colour)
-        colour = self.named_colour(words)
-        terms = [
-            0.5 * F.cross_entropy(shape, batch.named_shape),
-            0.5 * _colour_loss(colour, batch.named_colour, batch.named_shape),
-            8 * F.l1_loss(place, batch.named_place),
-        ]
-        missed = (place.detach() - batch.named_place).abs().mean()
-        return torch.stack(terms).sum(), {"missed": float(missed)}
-
-
-_SHUT = -1e4  # a logit no softmax notices
-
-
-def _open(shape: Float[Tensor, "n s"], colour: Tensor) -> Float[Tensor, "n s"]:
-    """Logits of shapes in fp32, those never seen in the given colour classes shut out."""
-    unseen = unseen_pairs().to(shape.device)
-    return shape.float().masked_fill(unseen[colour.clamp(min=0)], _SHUT)
-
-
-def _colour_loss(logits: Float[Tensor, "n c"], colour: Tensor, shape: Tensor) -> Tensor:
-    """Cross-entropy of colours, those never seen in the given shape classes shut out."""
-    unseen = unseen_pairs().to(logits.device)
-    return F.cross_entropy(logits.float().masked_fill(unseen.T[shape], _SHUT), colour)
-
-
-def scene_hidden(
-    model: VisionLanguageModel, batch: SceneBatch
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rows of a batch: final hidden states, those of the named words, tower's, connector's."""
-    rows = model.vision_tower(batch.patches, batch.shapes)
-    cells = model.multi_modal_projector(rows, batch.shapes)
-    backbone = model.language_model
-    x = backbone.embed(batch.ids)
-    flat = x.flatten(0, 1).index_copy(0, batch.image_positions, cells.to(x.dtype))
-    kept: list[Tensor] = []
-    tap = next(i for i, block in enumerate(backbone.layers) if block.is_attention) + 1
-    hook = backbone.layers[tap].register_forward_hook(lambda _, __, out: kept.append(out))
-    try:
-        hidden = backbone(flat.view_as(x), batch.mixing)
-    finally:
-        hook.remove()
-    return hidden, kept[0].flatten(0, 1)[batch.named], rows, cells
-
-
-def scene_loss(
-    model: VisionLanguageModel,
-    auxiliary: Auxiliary,
-    batch: SceneBatch,
-    *,
-    weight: float,
-    text: bool = True,
-) -> tuple[Tensor, dict[str, float]]:
-    """Next-token loss plus the weighted auxiliary losses; without `text` those on pictures."""
-    if not text:
-        rows = model.vision_tower(batch.patches, batch.shapes)
-        cells = model.multi_modal_projector(rows, batch.shapes)
-        extra, parts = auxiliary.seen(rows, cells, batch)
-        return weight * extra, {"aux": float(extra.detach()), **parts}
-    hidden, words, rows, cells = scene_hidden(model, batch)
-    spoken = next_token_loss(hidden, model.head_weight, batch.targets, barred=batch.barred)
-    extra, parts = auxiliary.seen(rows, cells, batch)
-    pointed, more = auxiliary.named(words, batch)
-    return spoken + weight * (extra + pointed), {
-        "text": float(spoken.detach()),
-        "aux": float(extra.detach()),
-        **parts,
-        **more,
-    }
-
-
-@torch.no_grad()
-def answered(model: VisionLanguageModel, batch: SceneBatch) -> list[tuple[str, bool]]:
-    """Per branch its kind and whether greedy decoding would give exactly the right answer.
-
-    Greedy decoding reproduces an answer if and only if, fed the answer so far, the model prefers
-    the right token at every step; so one forward pass decides for all branches.
-    """
-    hidden = scene_hidden(model, batch)[0]
-    out = []
-    for i, (kinds, spans) in enumerate(zip(batch.kinds, batch.branches, strict=True)):
-        for kind, (start, length) in zip(kinds, spans, strict=True):
-            targets = batch.targets[i, start : start + length]
-            asked = targets != IGNORE
-            scores = F.linear(hidden[i, start : start + length][asked], model.head_weight)
-            out.append((kind, bool((scores.argmax(-1) == targets[asked]).all())))
-    return out
+    return np.where(shown, shape_of[best], GROUND), np.where(shown, colour_of[best], IGNORE)

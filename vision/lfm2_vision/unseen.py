@@ -2,8 +2,10 @@
 
 A model that never sees a blue star learns that what is blue is no star, and is then wrong about
 every blue star. So wherever a loss names a shape and knows the colour (or the other way round),
-the names that the split withholds take no part: neither rewarded nor punished. No picture of a
-withheld pair is drawn for it. Knows scenes and tokens, no model.
+the names that the split withholds take no part: neither rewarded nor punished. What a model has
+already learnt against them is undone by levelling: a withheld name is to be as unlikely as the
+other wrong names are. No picture of a withheld pair is drawn for either. Knows scenes and tokens,
+no model.
 """
 
 from __future__ import annotations
@@ -12,13 +14,14 @@ import re
 from functools import cache
 
 import torch
-from jaxtyping import Bool
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from lfm2_vision.scenes import ALL_COLOURS, ALL_SHAPES, HELD_OUT_PAIRS, QA
 
-__all__ = ["barred_tokens", "unseen_pairs"]
+__all__ = ["barred_tokens", "first_tokens", "level_loss", "unseen_pairs"]
 
 _PAIR = re.compile(rf"\b({'|'.join(ALL_COLOURS)}) ({'|'.join(ALL_SHAPES)})(e?s)?\b")
 
@@ -54,6 +57,28 @@ def barred_tokens(tokenizer: Tokenizer, qa: QA) -> list[tuple[int, int]]:
         names = {f" {other}{end}" for other in others for end in ("", "s", "es")}
         found += [(at, token) for token in sorted({_first(tokenizer, name) for name in names})]
     return found
+
+
+def first_tokens(tokenizer: Tokenizer, names: tuple[str, ...]) -> Int[Tensor, " n"]:
+    """The token that each name begins with as an answer."""
+    return torch.tensor([_first(tokenizer, name) for name in names])
+
+
+def level_loss(
+    logits: Float[Tensor, "k n"], unseen: Bool[Tensor, "k n"], wanted: Int[Tensor, " k"]
+) -> Float[Tensor, ""]:
+    """How far withheld names are from the mean of the other wrong names, smooth L1 in nats.
+
+    Args:
+        logits: Of every name.
+        unseen: Which names are withheld.
+        wanted: The right name; rows that withhold nothing count nothing.
+    """
+    logits = logits.float()
+    wrong = ~unseen & ~F.one_hot(wanted, logits.shape[1]).bool()
+    mean = (logits * wrong).sum(1, keepdim=True) / wrong.sum(1, keepdim=True).clamp(min=1)
+    gaps = F.smooth_l1_loss(logits, mean.detach().expand_as(logits), reduction="none")
+    return (gaps * unseen).sum() / unseen.sum().clamp(min=1)
 
 
 def _first(tokenizer: Tokenizer, text: str) -> int:
