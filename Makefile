@@ -13,17 +13,20 @@ DEMO_ARGS ?=
 TRAIN_ARGS ?=
 EVAL_ARGS ?=
 BENCH_ARGS ?=
+CRASH_ARGS ?=
 
 TORCH := torch==2.13.0
 VENV := .venv
 INTEROP := .venv-interop
+PYLATE_KEEP := .venv-pylate-keep
+PYLATE_ZERO := .venv-pylate-zero
 LOCK := .venv-lock
 BIN := $(VENV)/bin
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lock train-nano-vl eval-nano-vl test-interop bench-peers clean
+.PHONY: help demo test check lock train-nano-vl eval-nano-vl test-interop bench-peers crash-index clean
 
 help: ## print this list
 	@sed -n -E 's/^([a-z-]+):.*## (.*)/  make \1	\2/p' Makefile | expand -t 24
@@ -61,12 +64,14 @@ train-nano-vl: $(VENV)/.run ## train the embedded vision model anew (hours on a 
 eval-nano-vl: $(VENV)/.run ## score the embedded vision model on held-out scenes, beside the blind baseline
 	@$(BIN)/lfm2-mm eval scenes $(EVAL_ARGS)
 
-test-interop: $(INTEROP)/.installed ## compare with transformers' processor, open_clip and timm, in their own environment
+test-interop: $(INTEROP)/.installed $(PYLATE_KEEP)/.installed $(PYLATE_ZERO)/.installed ## compare with open_clip, timm, transformers' processor and two PyLates, in their own environments
 	@found=0; failed=0; \
 	for script in tests/interop/oracle_*.py; do \
 	  [ -e "$$script" ] || continue; \
 	  found=$$((found + 1)); echo "interop: $$script"; \
-	  HF_HUB_OFFLINE=1 $(INTEROP)/bin/python "$$script" || failed=$$((failed + 1)); \
+	  HF_HUB_OFFLINE=1 PYLATE_KEEP_PYTHON=$(CURDIR)/$(PYLATE_KEEP)/bin/python \
+	    PYLATE_ZERO_PYTHON=$(CURDIR)/$(PYLATE_ZERO)/bin/python \
+	    $(INTEROP)/bin/python "$$script" || failed=$$((failed + 1)); \
 	done; \
 	[ $$found -gt 0 ] || { echo "interop: no tests/interop/oracle_*.py was found."; exit 1; }; \
 	echo "interop: $$((found - failed)) passed, $$failed failed"; [ $$failed -eq 0 ]
@@ -74,8 +79,11 @@ test-interop: $(INTEROP)/.installed ## compare with transformers' processor, ope
 bench-peers: $(VENV)/.run $(INTEROP)/.installed ## time to first token beside transformers, interleaved (wants a quiet machine)
 	@$(BIN)/lfm2-mm bench vision --peer-python $(INTEROP)/bin/python $(BENCH_ARGS)
 
+crash-index: $(VENV)/.run ## kill writers of an index 200 times and check what they leave (minutes)
+	@$(BIN)/python tools/crash_index.py --runs 200 $(CRASH_ARGS)
+
 clean: ## remove the environments, caches and what the programs made
-	rm -rf $(VENV) $(INTEROP) $(LOCK) build dist demo-out .mypy_cache .ruff_cache .pytest_cache \
+	rm -rf $(VENV) $(INTEROP) $(PYLATE_KEEP) $(PYLATE_ZERO) $(LOCK) build dist demo-out .mypy_cache .ruff_cache .pytest_cache \
 	  .import_linter_cache .hypothesis
 	find lfm2_mm vision audio retrieval evals tests tools -name __pycache__ -prune -exec rm -rf {} +
 
@@ -111,7 +119,27 @@ $(INTEROP)/.installed: pyproject.toml constraints.txt
 	@$(need_python)
 	@echo "setup: making $(INTEROP) with the packages that ours is compared with (minutes)"
 	@$(PYTHON) -m venv $(INTEROP)
-	@$(INTEROP)/bin/python -m pip install -q -c constraints.txt $(PIP_ARGS) -e .
+	@$(INTEROP)/bin/python -m pip install -q -c constraints.txt $(PIP_ARGS) -e '.[retrieval]'
 	@$(INTEROP)/bin/python -m pip install -q $(PIP_ARGS) --no-deps torchvision==0.28.0 \
 	  open_clip_torch==3.3.0 timm==1.0.31 ftfy==6.3.1 wcwidth==0.9.4
+	@touch $@
+
+# The last PyLate before expansion states were zeroed, and one that zeroes them; each pins a torch of
+# its own through fast-plaid, so neither can be installed with its dependencies.
+$(PYLATE_KEEP)/.installed:
+	@$(need_python)
+	@echo "setup: making $(PYLATE_KEEP) (minutes)"
+	@$(PYTHON) -m venv $(PYLATE_KEEP)
+	@$(PYLATE_KEEP)/bin/python -m pip install -q $(PIP_ARGS) $(TORCH) transformers==4.56.2 \
+	  sentence-transformers==5.1.1 datasets accelerate pandas ujson==5.10.0 fastkmeans==0.5.0
+	@$(PYLATE_KEEP)/bin/python -m pip install -q $(PIP_ARGS) --no-deps pylate==1.3.4
+	@touch $@
+
+$(PYLATE_ZERO)/.installed:
+	@$(need_python)
+	@echo "setup: making $(PYLATE_ZERO) (minutes)"
+	@$(PYTHON) -m venv $(PYLATE_ZERO)
+	@$(PYLATE_ZERO)/bin/python -m pip install -q $(PIP_ARGS) $(TORCH) transformers==5.3.0 \
+	  sentence-transformers==5.3.0 datasets accelerate pandas ujson==5.12.0 fastkmeans==0.5.0
+	@$(PYLATE_ZERO)/bin/python -m pip install -q $(PIP_ARGS) --no-deps pylate==1.6.0 fast-plaid
 	@touch $@

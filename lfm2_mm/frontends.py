@@ -90,8 +90,11 @@ class Frontend(Protocol):
     name: str
     options: frozenset[str]
 
-    def claims(self, config: Mapping[str, Any]) -> bool:
-        """Whether this frontend builds checkpoints with this `config.json`."""
+    def claims(self, checkpoint: Checkpoint) -> bool:
+        """Whether this frontend builds this checkpoint; judge by its JSON files, not its tensors.
+
+        The `config.json` alone does not decide: a retriever has that of a text model.
+        """
         ...
 
     def load(self, checkpoint: Checkpoint, options: LoadOptions) -> Any:

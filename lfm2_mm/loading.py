@@ -1,6 +1,6 @@
 """`load(name)`: a name becomes a model.
 
-Finds the folder, asks the frontends who claims its config, and lets that one build; what nobody
+Finds the folder, asks the frontends who claims it, and lets that one build; what nobody
 claims and is a text LFM2 the core builds itself. Knows no modality.
 """
 
@@ -111,7 +111,7 @@ def load(
         raise SettingError(f"the dtype is {dtype}; use one of {', '.join(_DTYPES)}")
     settings.apply_threads(resolved)
     for frontend in frontends():
-        if frontend.claims(checkpoint.config):
+        if frontend.claims(checkpoint):
             _check_options(extra, frontend.options, frontend.name)
             return frontend.load(checkpoint, LoadOptions(device=where, dtype=dtype, extra=extra))
     _check_options(extra, frozenset(), "text")

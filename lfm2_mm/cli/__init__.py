@@ -112,13 +112,13 @@ def _forget_stdout() -> None:
 )
 @click.version_option(__version__, prog_name="lfm2-mm")
 def cli() -> None:
-    r"""Ask about images, chat, and look after the LFM2 models on this machine.
+    """Ask about images, chat, and look after the LFM2 models on this machine.
 
     \b
     lfm2-mm demo                                     see it work, without a network
     lfm2-mm ask photo.jpg "What is this?"
     lfm2-mm chat -m LiquidAI/LFM2.5-VL-450M
-    """
+    """  # noqa: D301
 
 
 for _verb in (ask.ask, chat.chat, demo.demo, doctor.doctor, models.models, train.train):

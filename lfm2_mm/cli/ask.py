@@ -55,7 +55,7 @@ __all__ = ["ask"]
     help="Where --batch writes its answers; a second run goes on there.",
 )
 def ask(words: tuple[str, ...], **params: Any) -> None:
-    r"""Answer QUESTION, which is the last argument; those before it are what it is about.
+    """Answer QUESTION, which is the last argument; those before it are what it is about.
 
     An ATTACHMENT is a file, a URL, or - for standard input. `<image>` inside the question says
     where an image belongs; else images come first. A question of - is read from standard input.
@@ -68,7 +68,7 @@ def ask(words: tuple[str, ...], **params: Any) -> None:
 
     A line of a batch is {"question": …, "image": … or "images": […], "id"?, "system"?,
     "max_tokens"?}; relative paths start at the file's folder.
-    """
+    """  # noqa: D301
     if params["json_schema"] is not None and params["regex"] is not None:
         raise click.UsageError("--json-schema and --regex exclude each other: give one of them")
     if params["batch"] is not None:
@@ -128,14 +128,14 @@ def _answer(
     model: Model, question: str, attachments: Sequence[Attachment], params: dict[str, Any]
 ) -> None:
     began = time.perf_counter()
-    prompt = question_prompt(model, question, attachments, system=params["system"])
     seen = {**params, "attachments": list(attachments)}
+    prompt = question_prompt(model, question, attachments, seen, system=params["system"])
     plugins.tell("after_prompt", model, prompt, seen)
     stream = model.generate(prompt, began=began, **generation(model, params))
     if params["as_json"]:
         answer = stream.answer
         found = attachments_info(model, prompt, attachments)
-        terminal.print_json(result(model, answer, found))
+        terminal.print_json(result(model, answer, found, seen))
     else:
         out = terminal.Answers(thinking=prompt.thinking_open, quiet=params["quiet"])
         try:

@@ -223,12 +223,12 @@ def _answer(
     attachments = _attachments(model, line.number, fields, base)
     for attachment in attachments:
         attachment.check()
-    prompt = question_prompt(model, question, attachments, system=system)
     seen = {**params, "attachments": attachments, "line": line.number}
+    prompt = question_prompt(model, question, attachments, seen, system=system)
     plugins.tell("after_prompt", model, prompt, seen)
     answer = model.generate(prompt, began=began, **{**options, "max_tokens": limit}).answer
     plugins.tell("after_answer", model, prompt, str(answer), seen)
-    return result(model, answer, attachments_info(model, prompt, attachments))
+    return result(model, answer, attachments_info(model, prompt, attachments), seen)
 
 
 def _attachments(model: Model, number: int, fields: dict[str, Any], base: Path) -> list[Attachment]:

@@ -168,8 +168,9 @@ class Conversation:
     def _ask(self, question: str) -> None:
         began = time.perf_counter()
         turns = [*self.turns, ("user", question, self.waiting)]
-        prompt = self.model.prompt(self._messages(turns))
         seen = {**self.params, "attachments": [item for _, _, given in turns for item in given]}
+        messages = plugins.before_prompt(self.model, self._messages(turns), seen)
+        prompt = self.model.prompt(messages)
         plugins.tell("after_prompt", self.model, prompt, seen)
         stream = self.model.generate(prompt, began=began, **self.options)
         out = terminal.Answers(thinking=prompt.thinking_open, quiet=self.quiet)
@@ -180,7 +181,7 @@ class Conversation:
         answer = stream.answer
         if self.params["as_json"]:
             found = attachments_info(self.model, prompt, seen["attachments"])
-            terminal.print_json(result(self.model, answer, found))
+            terminal.print_json(result(self.model, answer, found, seen))
         else:
             out.close()
         self.waiting = []

@@ -27,10 +27,14 @@ from lfm2_mm.locate import KNOWN_MODELS, cached_models, embedded_models, suggest
 if TYPE_CHECKING:
     import torch
 
+    from lfm2_mm.checkpoint import Checkpoint
+
 __all__ = ["CONTEXT", "Row", "find_models", "memory_need", "models"]
 
 CONTEXT = 4096
 """Tokens of context for which memory is stated."""
+
+_FRONTENDS = {"embedding": "retrieval"}  # where the entry point is not named like the task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +97,11 @@ def find_models() -> list[Row]:
     runnable = {"text"} | {point.name for point in entry_points(group=FRONTEND_GROUP)}
     for known in KNOWN_MODELS:
         if known.id not in here:
+            needed = _FRONTENDS.get(known.task, known.task)
             rows.append(
                 Row(
                     name=known.id,
-                    state="to download" if known.task in runnable else "no frontend",
+                    state="to download" if needed in runnable else "no frontend",
                     kind=known.task,
                     parameters=known.parameters,
                     memory=known.parameters * 2,
@@ -122,7 +127,7 @@ def _local(name: str, state: str, folder: Path, disk: int, revision: str | None 
     known = next((model.task for model in KNOWN_MODELS if model.id == name), None)
     try:
         checkpoint = Checkpoint.open(folder, name)
-        kind = known or _kind(checkpoint.config)
+        kind = known or _kind(checkpoint)
         parameters = sum(prod(checkpoint.shape(tensor)) for tensor in checkpoint.names)
         wanted = settings.resolve()
         dtype = _dtype(wanted.dtype, checkpoint, _device(wanted.device))
@@ -144,13 +149,15 @@ def _local(name: str, state: str, folder: Path, disk: int, revision: str | None 
     )
 
 
-def _kind(config: Mapping[str, Any]) -> str:
+def _kind(checkpoint: Checkpoint) -> str:
     """Who would load it; "" for nobody."""
     try:
-        claims = [frontend.name for frontend in frontends() if frontend.claims(config)]
+        claims = [frontend.name for frontend in frontends() if frontend.claims(checkpoint)]
     except Exception:  # a stranger's frontend; doctor tells which
         claims = []
-    return (claims or (["text"] if config.get("model_type") in (DENSE, SPARSE) else [""]))[0]
+    return (
+        claims or (["text"] if checkpoint.config.get("model_type") in (DENSE, SPARSE) else [""])
+    )[0]
 
 
 def _print(rows: list[Row]) -> None:

@@ -7,7 +7,7 @@ plugin that fails is remembered with its reason and breaks nothing. Knows no mod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
@@ -27,6 +27,8 @@ __all__ = [
     "Found",
     "Plugin",
     "Recipe",
+    "answer_fields",
+    "before_prompt",
     "installed",
     "load_options",
     "note_for",
@@ -86,17 +88,28 @@ class Plugin:
         """Keyword arguments for `lfm2_mm.load`, from a verb's parameters; also checks them."""
         return {}
 
-    def after_prompt(self, model: Model, prompt: Prompt, params: Mapping[str, Any]) -> None:
-        """Called when a prompt is built.
+    def before_prompt(
+        self, model: Model, messages: list[dict[str, Any]], params: MutableMapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        """What the model is to be given instead of a question's messages, the last a user's.
 
         `params` holds the verb's parameters and `attachments` (`lfm2_mm.cli.sources.Attachment`,
-        in the order of the prompt's slots); for a line of a batch also `line`, its number.
+        in the order of the prompt's slots); for a line of a batch also `line`, its number. All
+        hooks of one question get the same mapping: what one shall know of another belongs there.
         """
+        return messages
+
+    def after_prompt(self, model: Model, prompt: Prompt, params: Mapping[str, Any]) -> None:
+        """Called when a prompt is built; `params` as for `before_prompt`."""
 
     def after_answer(
         self, model: Model, prompt: Prompt, answer_text: str, params: Mapping[str, Any]
     ) -> None:
-        """Called when an answer is complete; `params` as for `after_prompt`."""
+        """Called when an answer is complete and written; `params` as for `before_prompt`."""
+
+    def answer_fields(self, answer_text: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Fields that the JSON form of an answer gets beside its own."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -167,6 +180,25 @@ def tell(hook: str, *args: Any) -> None:
     for found in installed():
         if hasattr(found.plugin, hook):
             getattr(found.plugin, hook)(*args)
+
+
+def before_prompt(
+    model: Model, messages: list[dict[str, Any]], params: MutableMapping[str, Any]
+) -> list[dict[str, Any]]:
+    """A question's messages, as the plugins leave them."""
+    for found in installed():
+        if hasattr(found.plugin, "before_prompt"):
+            messages = found.plugin.before_prompt(model, messages, params)
+    return messages
+
+
+def answer_fields(answer_text: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """What the plugins add to the JSON form of an answer."""
+    fields: dict[str, Any] = {}
+    for found in installed():
+        if hasattr(found.plugin, "answer_fields"):
+            fields |= found.plugin.answer_fields(answer_text, params)
+    return fields
 
 
 def note_for(name: str) -> str | None:

@@ -40,11 +40,11 @@ __all__ = ["train"]
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress lines.")
 def train(recipe: str, **params: Any) -> None:
-    r"""Train by RECIPE and export the model; Ctrl-C keeps a checkpoint to go on from.
+    """Train by RECIPE and export the model; Ctrl-C keeps a checkpoint to go on from.
 
     \b
     lfm2-mm train nano-vl --out runs/nano-vl
-    """
+    """  # noqa: D301
     make = _find(recipe)
     resolved = settings.resolve(device=params["device"], threads=params["threads"])
     settings.apply_threads(resolved)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
-from lfm2_mm.cli import terminal
+from lfm2_mm.cli import plugins, terminal
 from lfm2_mm.cli.sources import Attachment, encoders, noun
 
 if TYPE_CHECKING:
@@ -22,9 +22,14 @@ __all__ = ["attachments_info", "peak_memory", "question_prompt", "result", "summ
 
 
 def question_prompt(
-    model: Model, question: str, attachments: Iterable[Attachment], *, system: str | None = None
+    model: Model,
+    question: str,
+    attachments: Iterable[Attachment],
+    params: MutableMapping[str, Any],
+    *,
+    system: str | None = None,
 ) -> Prompt:
-    """The prompt of one question about these attachments.
+    """The prompt of one question about these attachments; `params` is what the plugins get.
 
     Raises:
         InputError: if one of them, or the question, cannot be used.
@@ -33,7 +38,7 @@ def question_prompt(
 
     parts = [attachment.part(model) for attachment in attachments]
     messages = question_messages(question, parts, encoders=encoders(model), system=system)
-    return model.prompt(messages)
+    return model.prompt(plugins.before_prompt(model, messages, params))
 
 
 def attachments_info(
@@ -53,16 +58,20 @@ def attachments_info(
 
 
 def result(
-    model: Model, answer: Answer, attachments: dict[str, list[dict[str, Any]]]
+    model: Model,
+    answer: Answer,
+    attachments: dict[str, list[dict[str, Any]]],
+    params: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """An answer as `--json` prints it."""
+    """An answer as `--json` prints it, with what the plugins add."""
     parsed, done = answer.parsed, answer.done.to_dict()
     found: dict[str, Any] = {"answer": str(answer), "model": model.name}
     if parsed.thinking is not None:
         found["thinking"] = parsed.thinking
     if parsed.tool_calls:
         found["tool_calls"] = [call.to_openai() for call in parsed.tool_calls]
-    return {**found, **attachments, **done}
+    found |= {**attachments, **done}
+    return {**found, **plugins.answer_fields(str(answer), params), **found}
 
 
 def summary(model: Model, prompt: Prompt, done: Done) -> str:

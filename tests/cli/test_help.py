@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from lfm2_mm import __version__
 from lfm2_mm.cli import cli
 
-VERBS = ("ask", "chat", "demo", "doctor", "models", "train")
+VERBS = ("ask", "chat", "demo", "doctor", "models", "search", "train")
 HEAVY = ("torch", "transformers", "huggingface_hub", "tokenizers", "rich", "llguidance")
 
 
@@ -48,6 +48,14 @@ def test_each_verb_explains_itself(verb: str) -> None:
     assert result.exit_code == 0
     for option in ("--json", "--quiet") + (() if verb == "train" else ("--model",)):
         assert option in result.stdout
+
+
+@pytest.mark.parametrize("words", [[], ["ask"], ["train"], ["search"], ["index", "add"]])
+def test_help_keeps_examples_on_lines_of_their_own(words: list[str]) -> None:
+    shown = CliRunner().invoke(cli, [*words, "--help"]).stdout
+    assert "\\b" not in shown and "\b" not in shown
+    if words != ["index", "add"]:
+        assert any(line.startswith(f"  lfm2-mm {' '.join(words)}") for line in shown.splitlines())
 
 
 def test_a_mistyped_verb_names_the_nearest() -> None:
