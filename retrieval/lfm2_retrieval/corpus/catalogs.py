@@ -1,0 +1,134 @@
+"""Message catalogs inside installed packages: gettext `.mo` and JSON, as texts by language.
+
+A message is found under its file and its key, in any of our languages. Reads plain data only and
+imports nothing of the packages. Knows no licences and no splits.
+"""
+
+from __future__ import annotations
+
+import gettext
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lfm2_retrieval.corpus.text import clean
+
+__all__ = ["LANGUAGES", "messages"]
+
+LANGUAGES = ("en", "de", "fr", "es", "it", "pt", "ru", "ja", "ko", "zh", "ar")
+"""The languages of nano-colbert."""
+
+# the names under which catalogs keep a language, the preferred one first
+_LOCALES = {
+    "en": ("en", "en_us", "en_gb"),
+    "de": ("de", "de_de"),
+    "fr": ("fr", "fr_fr"),
+    "es": ("es", "es_es"),
+    "it": ("it", "it_it"),
+    "pt": ("pt_br", "pt", "pt_pt"),
+    "ru": ("ru", "ru_ru"),
+    "ja": ("ja", "ja_jp"),
+    "ko": ("ko", "ko_kr"),
+    "zh": ("zh_hans", "zh_cn", "zh", "zh_hans_cn"),
+    "ar": ("ar", "ar_sa", "ar_eg"),
+}
+_RANK = {name: (lang, i) for lang, names in _LOCALES.items() for i, name in enumerate(names)}
+_HASH = re.compile(r"-[0-9a-f]{16,}$")
+_LONGEST = {"en": 220, "de": 280, "fr": 280, "es": 280, "it": 280, "pt": 280, "ru": 280}
+_TARGET_LONGEST = 160
+_WORD = re.compile(r"[A-Za-z]{3}")
+
+
+def messages(files: Iterable[tuple[str, Path]]) -> Iterator[dict[str, str]]:
+    """The messages of some files, each as a cleaned text by language, English among them.
+
+    Args:
+        files: Names relative to the package's root, with where they lie.
+    """
+    groups: dict[str, dict[str, tuple[int, Path]]] = {}
+    for name, path in sorted(files):
+        found = _locale(name)
+        if found is None:
+            continue
+        group, language, rank = found
+        held = groups.setdefault(group, {})
+        if language not in held or rank < held[language][0]:
+            held[language] = (rank, path)
+    for name in sorted(groups):
+        if len(groups[name]) > 1 or name.endswith(".mo"):
+            yield from _merged({lang: path for lang, (_, path) in groups[name].items()})
+
+
+def _locale(name: str) -> tuple[str, str, int] | None:
+    """The file's group (its name without the language), its language and the language's rank."""
+    parts = name.split("/")
+    suffix = Path(name).suffix
+    if suffix not in (".mo", ".json"):
+        return None
+    parts[-1] = _HASH.sub("", parts[-1].removesuffix(suffix))
+    for i in reversed(range(len(parts))):
+        found = _RANK.get(parts[i].replace("-", "_").lower())
+        if found is not None:
+            group = "/".join([*parts[:i], "*", *parts[i + 1 :]]) + suffix
+            return group, *found
+    return None
+
+
+def _merged(files: Mapping[str, Path]) -> Iterator[dict[str, str]]:
+    """One dict for each message that is there in English and at least one more language."""
+    by_key: dict[str, dict[str, str]] = {}
+    gettext_files = False
+    for language, path in files.items():
+        gettext_files = path.suffix == ".mo"
+        entries = _mo(path) if gettext_files else _json(path)
+        for message, text in entries:
+            by_key.setdefault(message, {})[language] = text
+    for message, texts in by_key.items():
+        if gettext_files and "en" not in texts:
+            texts["en"] = message  # gettext's keys are the English texts
+        cleaned = {language: clean(text) for language, text in texts.items()}
+        if _is_english(cleaned.get("en", "")):
+            kept = {lang: text for lang, text in cleaned.items() if _is_kept(lang, text, cleaned)}
+            if len(kept) > 1:
+                yield kept
+
+
+def _is_english(text: str) -> bool:
+    return 3 <= len(text) <= _LONGEST["en"] and text.isascii() and bool(_WORD.search(text))
+
+
+def _is_kept(language: str, text: str, texts: Mapping[str, str]) -> bool:
+    if language == "en":
+        return True
+    longest = _LONGEST.get(language, _TARGET_LONGEST)
+    return 1 <= len(text) <= longest and text.casefold() != texts["en"].casefold()
+
+
+def _mo(path: Path) -> Iterator[tuple[str, str]]:
+    with path.open("rb") as file:
+        catalog: dict[Any, Any] = gettext.GNUTranslations(file)._catalog  # type: ignore[attr-defined]
+    for message, text in catalog.items():
+        if isinstance(message, tuple):  # plural forms: the first stands for all
+            if message[1] != 0:
+                continue
+            message = message[0]
+        if message and isinstance(text, str) and text:
+            yield message.split("\x04")[-1], text
+
+
+def _json(path: Path) -> Iterator[tuple[str, str]]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return
+    yield from _leaves(data, "")
+
+
+def _leaves(value: Any, at: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _leaves(inner, f"{at}\x00{name}")
+    elif isinstance(value, str) and value:
+        yield at, value
