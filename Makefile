@@ -26,8 +26,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lock train-nano-vl train-nano-colbert eval-nano-vl eval-nano-colbert \
-  test-interop bench-peers crash-index clean
+.PHONY: help demo test check lock train-nano-vl train-nano-colbert eval-nano-vl eval-nano-colbert test-interop bench-peers crash-index clean
 
 help: ## print this list
 	@sed -n -E 's/^([a-z-]+):.*## (.*)/  make \1	\2/p' Makefile | expand -t 24

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lfm2_evals.bench.encoding import encoding_command
 from lfm2_evals.bench.verbs import retrieval_command
 from lfm2_mm.cli import terminal
 from lfm2_mm.cli.options import common_options, load_model, model_options
@@ -313,6 +314,7 @@ def vision(
 
 
 bench.add_command(retrieval_command(_bar))
+bench.add_command(encoding_command(_bar))
 
 
 class _Plugin:

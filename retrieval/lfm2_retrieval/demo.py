@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 __all__ = ["QUESTIONS", "documents", "questions", "run"]
 
 QUESTIONS = (
-    "自転車のブレーキを調整する",
+    "How hot should the water for green tea be?",
     "Erdbeben und Tsunami",
-    "étoiles et planètes dans le ciel la nuit",
-    "saving water at home",
+    "图书馆借书",
+    "炊飯器でお粥を炊く",
 )
-"""What the demo asks; `queries.json` knows the right documents."""
+"""What the demo asks, of those that nano-colbert can; `queries.json` knows the right documents."""
 
 _INDEX = "search.idx"
 _PAGE = "search.html"

@@ -6,8 +6,8 @@ import pytest
 
 import lfm2_mm
 from lfm2_mm.errors import InputError, ModelNotFound
-from lfm2_retrieval.scoring import maxsim
 from lfm2_retrieval.reranking import rerank
+from lfm2_retrieval.scoring import maxsim
 from tests.retrieval.colbert_checkpoints import folder
 from tests.retrieval.word_encoder import WordEncoder
 

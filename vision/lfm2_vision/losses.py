@@ -95,18 +95,6 @@ def _level(logits: Tensor, shape: Tensor, colour: Tensor) -> Tensor:
     return level_loss(logits[:, 1:-1], unseen[:, 1:-1], shape - 1)
 
 
-def _spoken_level(hidden: Tensor, head: Tensor, batch: SceneBatch) -> Tensor:
-    """`level_loss` of the first tokens of answers that name a shape or a colour."""
-    flat, unseen = hidden.flatten(0, 1), unseen_pairs()[:, 1:-1].to(hidden.device)
-    shapes, colours = batch.asked_shape, batch.asked_colour
-    shape = F.linear(flat[shapes[:, 0]], head[batch.shape_tokens])
-    colour = F.linear(flat[colours[:, 0]], head[batch.colour_tokens])
-    withheld = unseen[1:].T[colours[:, 1] - 1]
-    return level_loss(shape, unseen[shapes[:, 1]], shapes[:, 2] - 1) + level_loss(
-        colour, withheld, colours[:, 2] - 1
-    )
-
-
 def _colour_loss(logits: Float[Tensor, "n c"], colour: Tensor, shape: Tensor) -> Tensor:
     """Cross-entropy of colours, those never seen in the given shape classes shut out."""
     unseen = unseen_pairs().to(logits.device)
@@ -150,10 +138,8 @@ def scene_loss(
     spoken = next_token_loss(hidden, model.head_weight, batch.targets)
     extra, parts = auxiliary.seen(rows, cells, batch)
     pointed, more = auxiliary.named(words, batch)
-    level = _spoken_level(hidden, model.head_weight, batch)
-    return spoken + 0.5 * level + weight * (extra + pointed), {
+    return spoken + weight * (extra + pointed), {
         "text": float(spoken.detach()),
-        "level": float(level.detach()),
         "aux": float(extra.detach()),
         **parts,
         **more,

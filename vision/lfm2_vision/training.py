@@ -35,7 +35,6 @@ from lfm2_vision.scenes import (
     label_map,
 )
 from lfm2_vision.tiling import Plan, plan
-from lfm2_vision.unseen import first_tokens
 
 __all__ = ["GROUND", "SIGN", "SceneBatch", "SceneEncoder", "image_token_id"]
 
@@ -65,11 +64,6 @@ class SceneBatch:
         named_place: Centre of that thing, `[k, 2]`, as shares of the picture.
         named_shape: Its shape class, `[k]`.
         named_colour: Its colour class, `[k]`.
-        asked_shape: For questions after a shape: flat index whose next token answers, the colour
-            class that was named, and the shape class of the answer, `[s, 3]`.
-        asked_colour: The same after a colour: index, named shape class, answered colour class.
-        shape_tokens: First token of each of `ALL_SHAPES` as an answer.
-        colour_tokens: First token of each of `ALL_COLOURS` as an answer.
         kinds: Kind of each branch, row by row.
         branches: First position and length of each branch, row by row.
     """
@@ -89,10 +83,6 @@ class SceneBatch:
     named_place: Tensor
     named_shape: Tensor
     named_colour: Tensor
-    asked_shape: Tensor
-    asked_colour: Tensor
-    shape_tokens: Tensor
-    colour_tokens: Tensor
     kinds: list[list[str]] = field(default_factory=list)
     branches: list[list[tuple[int, int]]] = field(default_factory=list)
 
@@ -117,8 +107,6 @@ class SceneEncoder:
         self.tokenizer, self.config, self.taps = tokenizer, config, taps
         self.tokens = ImageTokens()
         self.image_id = image_token_id(tokenizer)
-        self.shape_tokens = first_tokens(tokenizer, ALL_SHAPES)
-        self.colour_tokens = first_tokens(tokenizer, ALL_COLOURS)
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -156,8 +144,6 @@ class SceneEncoder:
         targets = torch.full_like(ids, IGNORE)
         spans: list[list[tuple[int, int]]] = []
         named: list[tuple[int, Thing, Scene]] = []
-        asked_shape: list[tuple[int, int, int]] = []
-        asked_colour: list[tuple[int, int, int]] = []
         for i, (prefix, branches) in enumerate(rows):
             ids[i, : len(prefix)] = torch.tensor(prefix)
             at = len(prefix)
@@ -170,11 +156,6 @@ class SceneEncoder:
                 end = at + len(question) + len(answer)
                 ids[i, at:end] = torch.tensor(question + answer)
                 targets[i, end - len(answer) - 1 : end - 1] = torch.tensor(answer)
-                first = i * time + end - len(answer) - 1
-                if qa.kind == "shape":
-                    asked_shape.append((first, _COLOUR_ID[qa.args["colour"]], _SHAPE_ID[qa.answer]))
-                elif qa.kind == "colour":
-                    asked_colour.append((first, _SHAPE_ID[qa.args["shape"]], _COLOUR_ID[qa.answer]))
                 spans[-1].append((at, end - at))
                 at = end
         patches, shapes, labels = [], [], []
@@ -205,10 +186,6 @@ class SceneEncoder:
             named_colour=torch.tensor(
                 [_COLOUR_ID[t.colour] for _, t, _ in named], dtype=torch.long
             ),
-            asked_shape=torch.tensor(asked_shape, dtype=torch.long).view(-1, 3),
-            asked_colour=torch.tensor(asked_colour, dtype=torch.long).view(-1, 3),
-            shape_tokens=self.shape_tokens,
-            colour_tokens=self.colour_tokens,
             kinds=[[qa.kind for qa in sample.questions] for sample in samples],
             branches=spans,
         )

@@ -1,10 +1,10 @@
-"""What training must not conclude from pairs of shape and colour that it never shows.
+"""What the tower must not conclude from pairs of shape and colour that it never sees.
 
-A model that never sees a blue star learns that what is blue is no star, and is then wrong about
-every blue star. Two things keep it from that. Auxiliary losses leave out the names that the split
-withholds: neither rewarded nor punished. And wherever names compete, a withheld one is levelled:
-it is to be as unlikely as the other wrong names are. No picture of a withheld pair is drawn for
-either. Knows scenes and tokens, no model.
+A tower that never sees a blue star learns that what is blue is no star, and then takes every blue
+star for something else. So the auxiliary losses leave out the names that the split withholds,
+neither rewarded nor punished, and level what was learnt against them before: a withheld name is to
+be as unlikely as the other wrong names are. No picture of a withheld pair is drawn for either. The
+same for the words of answers was tried and did harm (docs/LOG.md). Knows scenes, no model.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from lfm2_vision.scenes import ALL_COLOURS, ALL_SHAPES, HELD_OUT_PAIRS
 
-__all__ = ["first_tokens", "level_loss", "unseen_pairs"]
+__all__ = ["level_loss", "unseen_pairs"]
 
 
 @cache
@@ -33,11 +32,6 @@ def unseen_pairs() -> Bool[Tensor, "colours shapes"]:
     for shape, colour in HELD_OUT_PAIRS:
         table[ALL_COLOURS.index(colour) + 1, ALL_SHAPES.index(shape) + 1] = True
     return table
-
-
-def first_tokens(tokenizer: Tokenizer, names: tuple[str, ...]) -> Int[Tensor, " n"]:
-    """The token that each name begins with as an answer."""
-    return torch.tensor([_first(tokenizer, name) for name in names])
 
 
 def level_loss(
@@ -55,8 +49,3 @@ def level_loss(
     mean = (logits * wrong).sum(1, keepdim=True) / wrong.sum(1, keepdim=True).clamp(min=1)
     gaps = F.smooth_l1_loss(logits, mean.detach().expand_as(logits), reduction="none")
     return (gaps * unseen).sum() / unseen.sum().clamp(min=1)
-
-
-def _first(tokenizer: Tokenizer, text: str) -> int:
-    token: int = tokenizer.encode(text, add_special_tokens=False).ids[0]
-    return token

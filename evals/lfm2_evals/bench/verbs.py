@@ -1,0 +1,98 @@
+"""The verb `bench retrieval`: options in, report out. Imports nothing heavy until it runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lfm2_mm.cli import terminal
+
+__all__ = ["retrieval_command"]
+
+_SIDES = ("numpy", "sentence-transformers", "lancedb", "qdrant")
+Bar = Callable[..., AbstractContextManager[Callable[[int, int], None] | None]]
+
+
+def retrieval_command(bar: Bar) -> click.Command:
+    """The verb.
+
+    Args:
+        bar: Makes a progress bar of a text and `quiet=`.
+    """
+
+    @click.command("retrieval")
+    @click.option(
+        "--passages", type=click.IntRange(min=20), default=10_000, show_default=True, metavar="N"
+    )
+    @click.option(
+        "--corpus",
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        help="Folder of texts.  [default: the installed manual pages]",
+    )
+    @click.option("--drawn", is_flag=True, help="Draw short clustered passages instead of texts.")
+    @click.option("-m", "--model", default="nano-colbert", show_default=True, help="Retriever.")
+    @click.option("--queries", type=click.IntRange(min=1), default=20, show_default=True)
+    @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
+    @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
+    @click.option(
+        "--side",
+        "sides",
+        multiple=True,
+        type=click.Choice(_SIDES),
+        help="A side beside ours and blockwise exact; may be repeated.  [default: all]",
+    )
+    @click.option("--alone", is_flag=True, help="Only ours and blockwise exact.")
+    @click.option(
+        "--peer-python",
+        metavar="PATH",
+        help="Interpreter that may have LanceDB and Qdrant.  [default: this one]",
+    )
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+    @click.option("--out", type=click.Path(path_type=Path), help="Folder for report and JSON.")
+    @click.option("-q", "--quiet", is_flag=True, help="Print nothing but results and errors.")
+    def retrieval(**params: Any) -> None:
+        """Latency and recall of search, beside exact scoring and other engines.
+
+        Every side stores the same vectors and answers the same queries in turns. Wants a quiet
+        machine, some minutes and, at 100,000 passages of text, 4 GB of disk.
+        """
+        _run(params, bar)
+
+    return retrieval
+
+
+def _run(params: dict[str, Any], bar: Bar) -> None:
+    import sys
+
+    from lfm2_evals.bench.passages import MANUALS
+    from lfm2_evals.bench.retrieval import Plan, measure
+    from lfm2_evals.report import write_files
+
+    sides = () if params["alone"] else params["sides"] or _SIDES
+    plan = Plan(
+        passages=params["passages"],
+        corpus=None if params["drawn"] else params["corpus"] or MANUALS,
+        model=params["model"],
+        queries=params["queries"],
+        rounds=params["rounds"],
+        threads=params["threads"],
+        sides=tuple(sides),
+        peer_python=params["peer_python"] or sys.executable,
+    )
+    with bar("passages and queries", quiet=params["quiet"]) as progress:
+        result = measure(plan, progress=progress)
+    text = result.markdown()
+    if params["as_json"]:
+        terminal.print_json(result.to_dict())
+    else:
+        click.echo(text, nl=False)
+    if params["out"] is not None:
+        content = json.dumps(result.to_dict(), indent=1) + "\n"
+        written = {"bench-retrieval.md": text, "bench-retrieval.json": content}
+        for path in write_files(params["out"], written):
+            terminal.say(f"wrote {path}", quiet=params["quiet"])

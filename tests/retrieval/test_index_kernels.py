@@ -1,0 +1,156 @@
+"""The hot functions and the codec, against the plainest arithmetic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lfm2_mm.errors import CorruptIndex, SettingError
+from lfm2_retrieval.index import kernels
+from lfm2_retrieval.index.codec import Codebook, Reservoir, code_dtype, n_centroids
+from lfm2_retrieval.index.manifest import Codes
+from tests.retrieval.index_fakes import DIM, corpus, maxsim, unit
+
+
+def layout(lengths: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    counts = np.array(lengths, np.int64)
+    return np.cumsum(counts) - counts, counts
+
+
+@settings(max_examples=25)
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=12))
+def test_maxsim_over_ragged_passages(lengths: list[int]) -> None:
+    source = np.random.default_rng(1)
+    vectors = source.standard_normal((sum(lengths), 8)).astype(np.float16)
+    query = source.standard_normal((5, 8)).astype(np.float32)
+    starts, counts = layout(lengths)
+    found = kernels.flat_maxsim(query, vectors, starts, counts)
+    wanted = [
+        maxsim(query, vectors[a : a + n].astype(np.float32))
+        for a, n in zip(starts, counts, strict=True)
+    ]
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_maxsim_of_many_passages_goes_in_batches() -> None:
+    source = np.random.default_rng(2)
+    lengths = source.integers(1, 600, 300).tolist()
+    vectors = source.standard_normal((sum(lengths), 4)).astype(np.float16)
+    query = source.standard_normal((3, 4)).astype(np.float32)
+    starts, counts = layout(lengths)
+    order = source.permutation(len(lengths))
+    found = kernels.flat_maxsim(query, vectors, starts[order], counts[order])
+    wanted = [
+        maxsim(query, vectors[a : a + n].astype(np.float32))
+        for a, n in zip(starts, counts, strict=True)
+    ]
+    np.testing.assert_allclose(found, np.array(wanted)[order], rtol=1e-5, atol=1e-4)
+
+
+def test_centroid_maxsim_takes_tokens_for_their_centroids() -> None:
+    source = np.random.default_rng(3)
+    scores = source.standard_normal((7, 4)).astype(np.float32)
+    starts, counts = layout([3, 1, 9])
+    codes = source.integers(0, 7, 13).astype(np.uint16)
+    found = kernels.centroid_maxsim(scores, codes, starts, counts)
+    wanted = [scores[codes[a : a + n]].max(0).sum() for a, n in zip(starts, counts, strict=True)]
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+def test_cells_give_each_row_its_best_gain_once() -> None:
+    # centroid 0: passages 0 and 2; centroid 1: passage 2; centroid 2: passages 1 and 2
+    passages, offsets = np.array([0, 2, 2, 1, 2], np.int32), np.array([0, 2, 3, 5])
+    cells = np.array([[1, 0], [2, 1]])
+    gains = np.array([[0.25, 0.5], [0.0, 2.0]], np.float32)
+    found = kernels.accumulate_cells(passages, offsets, cells, gains, 4)
+    np.testing.assert_array_equal(found, np.array([0.5, 0.0, 2.5, 0.0], np.float32))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_what_is_encoded_comes_back_nearly(bits: int) -> None:
+    rows = np.concatenate(corpus(200))
+    book = Codebook.train(rows.copy(), len(rows), bits)
+    codes, packed = book.encode(rows)
+    assert packed.shape == (len(rows), DIM * bits // 8)
+    assert book.bits == bits
+    back = book.decode(codes, packed)
+    np.testing.assert_allclose(np.linalg.norm(back, axis=1), 1, rtol=1e-5)
+    cosines = np.einsum("td,td->t", back, rows)
+    assert cosines.mean() > {2: 0.985, 4: 0.995, 8: 0.9995}[bits]
+    # a bucket holds what lies between its cutoffs, in the order of the dimensions
+    residual = rows[0] - book.centroids[codes[0]]
+    buckets = np.searchsorted(book.cutoffs, residual, side="right")
+    plain = book.centroids[codes[0]] + book.weights[buckets]
+    np.testing.assert_allclose(back[0], unit(plain[None])[0], rtol=1e-4, atol=1e-6)
+
+
+def test_residual_maxsim_is_that_of_the_decoded_tokens() -> None:
+    rows = np.concatenate(corpus(30))
+    book = Codebook.train(rows.copy(), len(rows), 4)
+    codes, packed = book.encode(rows)
+    starts, counts = layout([10, 1, 25, 10])
+    query = corpus(1, seed=9)[0]
+    found = kernels.residual_maxsim(
+        query, book.centroids, codes, packed, book.weights, starts, counts
+    )
+    back = book.decode(codes, packed)
+    wanted = [maxsim(query, back[a : a + n]) for a, n in zip(starts, counts, strict=True)]
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+def test_many_centroids_are_trained_in_two_levels_and_found_again() -> None:
+    source = np.random.default_rng(4)
+    topics = unit(source.standard_normal((400, 8)).astype(np.float32))
+    noise = source.standard_normal((40_000, 8), dtype=np.float32)
+    rows = unit(np.repeat(topics, 100, 0) + np.float32(0.1) * noise)
+    book = Codebook.train(rows.copy(), 40_000, 4)
+    assert len(book.centroids) == n_centroids(40_000) == 2048
+    np.testing.assert_allclose(np.linalg.norm(book.centroids, axis=1), 1, rtol=1e-5)
+    some = rows[::40]
+    best = (some @ book.centroids.T).max(1)
+    got = np.einsum("td,td->t", some, book.centroids[book.assign(some)])
+    np.testing.assert_allclose(got, best, atol=1e-5)
+    assert best.mean() > 0.97
+
+
+def test_centroids_grow_with_the_root_of_the_tokens() -> None:
+    assert n_centroids(10_000_000) == 32768  # 16 sqrt(1e7) = 50,596
+    assert n_centroids(1_000_000) == 8192
+    assert n_centroids(100) == 8
+    assert n_centroids(1) == n_centroids(0) == 1
+    assert code_dtype(65536) == np.uint16
+    assert code_dtype(65537) == np.uint32
+
+
+def test_a_codec_that_fills_no_bytes_is_refused() -> None:
+    with pytest.raises(SettingError, match="2 bits for 3 dimensions were asked for; choose 2, 4"):
+        Codebook.train(np.ones((4, 3), np.float32), 4, 2)
+
+
+def test_the_reservoir_is_bounded_and_fair() -> None:
+    kept = Reservoir(500, 1)
+    for begin in range(0, 10_000, 130):
+        kept.add(np.arange(begin, min(begin + 130, 10_000), dtype=np.float32)[:, None])
+    assert kept.sample.shape == (500, 1)
+    assert len(np.unique(kept.sample)) == 500
+    assert 4200 < kept.sample.mean() < 5800
+    few = Reservoir(500, 1)
+    few.add(np.ones((3, 1), np.float32))
+    assert few.sample.shape == (3, 1)
+
+
+def test_a_codebook_is_read_as_it_was_written(tmp_path: Path) -> None:
+    rows = np.concatenate(corpus(30))
+    book = Codebook.train(rows.copy(), len(rows), 2)
+    stored = book.write(tmp_path / "codebooks" / "one")
+    codes = Codes(name="one", centroids=len(book.centroids), trained_tokens=1, files=stored)
+    back = Codebook.read(tmp_path, codes, DIM, 2)
+    for name in ("centroids", "cutoffs", "weights"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(book, name))
+    (tmp_path / "codebooks" / "one" / "weights.bin").write_bytes(b"")
+    with pytest.raises(CorruptIndex, match=r"weights.bin' has 0 bytes instead of 16; restore"):
+        Codebook.read(tmp_path, codes, DIM, 2)
