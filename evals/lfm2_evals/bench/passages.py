@@ -124,38 +124,37 @@ def encode(
 def draw(
     count: int, folder: Path, *, queries: int, dim: int = 128, tokens: int = 16, seed: int = 0
 ) -> Stored:
-    """Short passages about drawn topics.
+    """Short passages of drawn clusters.
 
-    A passage has 8 to 24 tokens; each is one of 50,000 words (the frequent ones often, as in
-    language) moved towards the passage's own topic, with noise. A query is 8 tokens of a passage,
-    drawn anew with more noise, and 8 of its topic.
+    A passage has 8 to 24 tokens. Each is one of 20,000 senses with noise (cosine about 0.9); half
+    of them are senses of the passage's topic, which has 64, the others any, the frequent ones often
+    (Zipf's law). A query is 16 tokens of a passage with more noise.
     """
     source = np.random.default_rng(seed)
-    words = _unit(source.standard_normal((50_000, dim), dtype=np.float32))
-    topics = _unit(source.standard_normal((max(16, count // 100), dim), dtype=np.float32))
+    senses = _unit(source.standard_normal((20_000, dim), dtype=np.float32))
+    topics = source.integers(0, len(senses), (max(16, count // 100), 64))
     lengths = source.integers(tokens // 2, tokens + tokens // 2 + 1, count)
     about = source.integers(0, len(topics), count)
     chosen = set(source.choice(count, min(queries, count), replace=False).tolist())
     asked = []
+
+    def shaken(rows: Any) -> Any:
+        return _unit(rows + source.standard_normal(rows.shape, dtype=np.float32) * (0.5 / dim**0.5))
+
     with open(folder / "vectors.f2", "wb") as file:
         for begin in range(0, count, _BLOCK):
             numbers = np.arange(begin, min(begin + _BLOCK, count))
             size = lengths[numbers]
-            own = np.repeat(about[numbers], size)
-            # Zipf's law, cut off at the vocabulary
-            which = (len(words) ** source.random(len(own))).astype(int) - 1
-            noise = source.standard_normal((len(own), dim), dtype=np.float32) * (0.4 / dim**0.5)
-            rows = _unit(words[which] + 0.5 * topics[own] + noise)
+            topic = np.repeat(about[numbers], size)
+            any_sense = (len(senses) ** source.random(len(topic))).astype(int) - 1
+            own_sense = topics[topic, source.integers(0, topics.shape[1], len(topic))]
+            rows = shaken(senses[np.where(source.random(len(topic)) < 0.5, own_sense, any_sense)])
             file.write(rows.astype("<f2").tobytes())
             ends = np.cumsum(size)
             for number in chosen.intersection(numbers.tolist()):
                 end = ends[number - begin]
                 mine = rows[end - lengths[number] : end]
-                some = mine[source.integers(0, len(mine), 8)]
-                topic = np.repeat(topics[about[number]][None], 8, 0)
-                both = np.concatenate([some, topic])
-                shake = source.standard_normal(both.shape, dtype=np.float32) * (0.4 / dim**0.5)
-                asked.append(_unit(both + shake))
+                asked.append(shaken(mine[source.integers(0, len(mine), 16)]))
     _write(folder, lengths, np.stack(asked))
     return Stored(count, int(lengths.sum()))
 

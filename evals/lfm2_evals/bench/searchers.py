@@ -38,7 +38,8 @@ class Corpus:
         self.queries = np.load(where / "queries.npy")
         self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])
         dim = self.queries.shape[-1]
-        self.rows = np.memmap(where / "vectors.f2", "<f2", "r").reshape(-1, dim)
+        self._path = where / "vectors.f2"
+        self.rows = np.memmap(self._path, "<f2", "r").reshape(-1, dim)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -48,7 +49,11 @@ class Corpus:
         for first in range(0, len(self), size):
             last = min(first + size, len(self))
             begin, end = self.offsets[first], self.offsets[last]
-            rows = self.rows[begin:end].astype(np.float32)
+            # read, not mapped: what is mapped would count as the side's memory
+            dim = self.queries.shape[-1]
+            count, skip = int(end - begin) * dim, int(begin) * dim * 2
+            rows = np.fromfile(self._path, "<f2", count, offset=skip).reshape(-1, dim)
+            rows = rows.astype(np.float32)
             yield first, np.split(rows, self.offsets[first + 1 : last] - begin)
 
 

@@ -30,7 +30,7 @@ from lfm2_retrieval.index.snapshot import Snapshot, open_snapshot
 __all__ = ["EXACT_TOKENS", "Batch", "Sizes", "Writer", "create_index"]
 
 EXACT_TOKENS = 1 << 16
-"""Up to this many tokens vectors are stored and searched as they are: 17 MB at 128 dimensions, and no slower there."""
+"""Up to this many tokens vectors are stored as they are (17 MB at 128 dimensions): no slower."""
 
 
 class Sizes:
