@@ -10,6 +10,7 @@ import atexit
 import ipaddress
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -38,6 +39,8 @@ os.environ.update(
     MKL_NUM_THREADS="1",
     TOKENIZERS_PARALLELISM="false",
 )
+# a shell that starts the tests in the background has it ignored, and some tests send it
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _has_shape(hint: Any) -> bool:
