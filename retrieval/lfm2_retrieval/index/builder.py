@@ -5,7 +5,7 @@ Knows the layout that `segment` reads; knows no manifest in force, no lock and n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ __all__ = ["SegmentBuilder", "copy_live"]
 
 _TOKENS = 1 << 15
 """Tokens that wait in memory before they are written."""
-_COPY_PASSAGES = 4096
 
 
 class _Numbers:
@@ -215,17 +214,24 @@ class SegmentBuilder:
         self._open("lists.bin").write(lists)
 
 
-def _pairs(codes: NDArray[Any], offsets: NDArray[Any]) -> Any:
+def _pairs(
+    codes: NDArray[Any], offsets: NDArray[Any]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int32]]]:
     """Unique (centroid, passage) pairs of blocks of passages, sorted."""
-    begin = 0
-    while begin < len(offsets) - 1:
-        end = int(np.searchsorted(offsets, offsets[begin] + 32 * _TOKENS, side="right")) - 1
-        end = max(begin + 1, end)
+    for begin, end in _blocks(offsets, 32 * _TOKENS):
         lengths = np.diff(offsets[begin : end + 1])
         numbers = np.repeat(np.arange(end - begin, dtype=np.int64), lengths)
         block = codes[offsets[begin] : offsets[end]].astype(np.int64)
         pairs = np.unique(block * (end - begin) + numbers)
         yield pairs // (end - begin), (pairs % (end - begin) + begin).astype(np.int32)
+
+
+def _blocks(offsets: NDArray[Any], tokens: int) -> Iterator[tuple[int, int]]:
+    """Runs of passages with at most so many tokens, or of a single one that has more."""
+    begin = 0
+    while begin < len(offsets) - 1:
+        end = int(np.searchsorted(offsets, offsets[begin] + tokens, side="right")) - 1
+        yield begin, (end := max(begin + 1, end))
         begin = end
 
 
@@ -241,8 +247,8 @@ def copy_live(
         same: Whether both have the same codebook, so that nothing need be encoded anew.
     """
     current = NOWHERE
-    for begin in range(0, len(source), _COPY_PASSAGES):
-        chosen = np.flatnonzero(live[begin : begin + _COPY_PASSAGES]) + begin
+    for begin, end in _blocks(source.offsets, _TOKENS):
+        chosen = np.flatnonzero(live[begin:end]) + begin
         if not len(chosen):
             continue
         lengths = source.offsets[chosen + 1] - source.offsets[chosen]
