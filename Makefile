@@ -73,14 +73,15 @@ eval-nano-colbert: $(VENV)/.run ## score the embedded retriever across languages
 eval-nano-vl: $(VENV)/.run ## score the embedded vision model on held-out scenes, beside the blind baseline
 	@$(BIN)/lfm2-mm eval scenes $(EVAL_ARGS)
 
-test-interop: $(INTEROP)/.installed $(PYLATE_KEEP)/.installed $(PYLATE_ZERO)/.installed ## compare with open_clip, timm, transformers' processor and two PyLates, in their own environments
+test-interop: $(VENV)/.run $(INTEROP)/.installed $(PYLATE_KEEP)/.installed $(PYLATE_ZERO)/.installed ## compare with open_clip, timm, transformers' processor and two PyLates, in their own environments
 	@found=0; failed=0; \
 	for script in tests/interop/oracle_*.py; do \
 	  [ -e "$$script" ] || continue; \
 	  found=$$((found + 1)); echo "interop: $$script"; \
+	  case $$script in *_pylate.py) python=$(BIN)/python;; *) python=$(INTEROP)/bin/python;; esac; \
 	  HF_HUB_OFFLINE=1 PYLATE_KEEP_PYTHON=$(CURDIR)/$(PYLATE_KEEP)/bin/python \
 	    PYLATE_ZERO_PYTHON=$(CURDIR)/$(PYLATE_ZERO)/bin/python \
-	    $(INTEROP)/bin/python "$$script" || failed=$$((failed + 1)); \
+	    $$python "$$script" || failed=$$((failed + 1)); \
 	done; \
 	[ $$found -gt 0 ] || { echo "interop: no tests/interop/oracle_*.py was found."; exit 1; }; \
 	echo "interop: $$((found - failed)) passed, $$failed failed"; [ $$failed -eq 0 ]
