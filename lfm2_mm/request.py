@@ -86,6 +86,10 @@ class Handle:
                 self.done = event
             self.ended = self.ended or isinstance(event, Done | Error)
 
+    def drain(self) -> list[Event]:
+        """What was reported and not read yet; for whoever drives the engine itself."""
+        return [self._events.popleft() for _ in range(len(self._events))]
+
     def cancel(self) -> None:
         """Ask for the end; behind what was already there comes `Done` with reason "cancelled"."""
         if not self.ended:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from lfm2_mm import __version__
-from lfm2_mm.cli import ask, chat, demo, doctor, models, plugins, terminal, train
+from lfm2_mm.cli import ask, chat, demo, doctor, models, plugins, serve, terminal, train
 from lfm2_mm.errors import Lfm2Error
 
 __all__ = ["cli", "main"]
@@ -121,7 +121,15 @@ def cli() -> None:
     """  # noqa: D301
 
 
-for _verb in (ask.ask, chat.chat, demo.demo, doctor.doctor, models.models, train.train):
+for _verb in (
+    ask.ask,
+    chat.chat,
+    demo.demo,
+    doctor.doctor,
+    models.models,
+    serve.serve,
+    train.train,
+):
     cli.add_command(_verb)
 
 
