@@ -1,0 +1,1 @@
+"""What the server offers of retrieval: embeddings, reranking, search and documents of indexes."""
