@@ -18,7 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from lfm2_mm import __version__
+from lfm2_mm import __version__, web
 from lfm2_mm.server import chat, status
 from lfm2_mm.server.context import Context, Gone
 from lfm2_mm.server.guard import Guard, log
@@ -86,6 +86,7 @@ def create_app(options: ServerOptions, *, load: Callable[[str], Any] | None = No
             app.include_router(point.load().router)
         except ImportError as problem:  # an extra that is not installed
             log.warning("the routes of %s are left out: %s", point.name, problem)
+    web.mount(app)
     _say_errors(app)
     return Guard(app, options)
 

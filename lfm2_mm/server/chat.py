@@ -152,8 +152,9 @@ async def _whole(job: _Job, context: Context) -> dict[str, Any]:
                 "logprobs": None,
             }
         )
-    usage = _usage([done for _, done in texts])
-    return {**job.head("chat.completion"), "choices": choices, "usage": usage}
+    dones = [done for _, done in texts]
+    own = {"choices": choices, "usage": _usage(dones), "lfm2_mm": _own(job, dones)}
+    return {**job.head("chat.completion"), **own}
 
 
 async def _collect(ticket: Ticket) -> tuple[str, Done]:
@@ -202,6 +203,16 @@ def _usage(dones: list[Done]) -> dict[str, Any]:
     }
 
 
+def _own(job: _Job, dones: list[Done]) -> dict[str, Any]:
+    """What our own clients show beside OpenAI's fields: how attachments were cut, and times."""
+    infos = [slot.prepared.info for slot in job.prompt.slots]
+    return {
+        "attachments": [{k: v for k, v in info.items() if k != "source"} for info in infos],
+        "first_token_seconds": round(min(done.timings.first_token for done in dones), 4),
+        "tokens_per_second": round(dones[0].tokens_per_second, 1),
+    }
+
+
 # --- streams -----------------------------------------------------------------------------------
 
 
@@ -235,7 +246,8 @@ async def _stream(
             yield _event(head, index, {}, _reason(found, index in called))
         options = job.body.stream_options
         if options is not None and options.include_usage:
-            yield _line({**head, "choices": [], "usage": _usage(dones)})
+            own = {"choices": [], "usage": _usage(dones), "lfm2_mm": _own(job, dones)}
+            yield _line({**head, **own})
         yield b"data: [DONE]\n\n"
     finally:
         for task in tasks:
