@@ -17,6 +17,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from lfm2_mm import __version__, web
 from lfm2_mm.server import chat, status
@@ -87,6 +88,14 @@ def create_app(options: ServerOptions, *, load: Callable[[str], Any] | None = No
         except ImportError as problem:  # an extra that is not installed
             log.warning("the routes of %s are left out: %s", point.name, problem)
     web.mount(app)
+    if options.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=[origin.rstrip("/") for origin in options.origins],
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["authorization", "content-type"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
     _say_errors(app)
     return Guard(app, options)
 

@@ -140,6 +140,8 @@ class Guard:
     @staticmethod
     def _needs_no_key(scope: Scope) -> bool:
         path = scope.get("path", "")
+        if scope.get("method") == "OPTIONS":  # browsers ask before they send a key
+            return True
         reads = scope["type"] == "http" and scope.get("method") in ("GET", "HEAD")
         return reads and (path in _PUBLIC or path.startswith(_PUBLIC_FOLDERS))
 
