@@ -26,7 +26,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lock train-nano-vl train-nano-colbert eval-nano-vl eval-nano-colbert test-interop bench-peers crash-index clean
+.PHONY: help demo test check lock train-nano-vl train-nano-colbert eval-nano-vl eval-nano-colbert test-interop test-browser bench-peers crash-index clean
 
 help: ## print this list
 	@sed -n -E 's/^([a-z-]+):.*## (.*)/  make \1	\2/p' Makefile | expand -t 24
@@ -85,6 +85,14 @@ test-interop: $(VENV)/.run $(INTEROP)/.installed $(PYLATE_KEEP)/.installed $(PYL
 	done; \
 	[ $$found -gt 0 ] || { echo "interop: no tests/interop/oracle_*.py was found."; exit 1; }; \
 	echo "interop: $$((found - failed)) passed, $$failed failed"; [ $$failed -eq 0 ]
+
+test-browser: $(VENV)/.dev tests/browser/node_modules ## use the page in a real Chromium, each room from end to end (needs node and Chromium)
+	@node --test tests/browser/unit.test.mjs
+	@HF_HUB_OFFLINE=1 $(BIN)/python tests/browser/run.py
+
+tests/browser/node_modules: tests/browser/package.json
+	@cd tests/browser && npm install --no-audit --no-fund --no-package-lock --silent
+	@touch $@
 
 bench-peers: $(VENV)/.run $(INTEROP)/.installed ## time to first token beside transformers, interleaved (wants a quiet machine)
 	@$(BIN)/lfm2-mm bench vision --peer-python $(INTEROP)/bin/python $(BENCH_ARGS)
