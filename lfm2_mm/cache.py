@@ -107,6 +107,19 @@ class SequenceCache:
         """Where the state lives."""
         return self._buffer.keys.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of the state."""
+        return self._buffer.keys.dtype
+
+    @property
+    def buffers(self) -> tuple[Tensor, Tensor]:
+        """Keys and values, `[attention layers, g, capacity, e]`, for kernels that write in place.
+
+        They may write only the rows that `reserve` has made room for.
+        """
+        return self._buffer.keys, self._buffer.values
+
     def reserve(self, n: int) -> None:
         """Make room for `n` more positions, and own the rows they will be written to."""
         needed, buffer = self.length + n, self._buffer

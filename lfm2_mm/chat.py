@@ -38,6 +38,7 @@ __all__ = [
     "Prompt",
     "Slot",
     "build_prompt",
+    "content_identities",
 ]
 
 _RESERVED = frozenset(
@@ -366,7 +367,7 @@ def _assemble(
     tensor = torch.tensor(ids, dtype=torch.int64)
     identity = tensor.clone()
     for slot in slots:
-        identity[slot.positions] = _identities(slot.prepared.key, len(slot.positions))
+        identity[slot.positions] = content_identities(slot.prepared.key, len(slot.positions))
     text = rendered.replace(cut, "").replace(mark, "")
     return Prompt(ids=tensor, slots=tuple(slots), identity=identity, text=text)
 
@@ -388,8 +389,8 @@ def _slot(part: Attached, prepared: Prepared, block: Sequence[int], start: int) 
     )
 
 
-def _identities(key: str, n: int) -> Int[Tensor, " n"]:
-    """Negative numbers that depend on the key and the offset only."""
+def content_identities(key: str, n: int) -> Int[Tensor, " n"]:
+    """What `Prompt.identity` holds at the `n` positions of a part: negative numbers of its key."""
     if n == 0:
         return torch.empty(0, dtype=torch.int64)
     stream = hashlib.shake_256(key.encode()).digest(8 * n)

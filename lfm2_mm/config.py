@@ -27,7 +27,7 @@ _IGNORED = frozenset(
     block_out_init_scale block_use_swiglu block_use_xavier_init chunk_size_feed_forward
     conv_dim conv_dim_out conv_use_xavier_init dtype id2label initializer_range is_encoder_decoder
     label2id model_type num_heads output_attentions output_hidden_states output_router_logits
-    problem_type return_dict theta tie_embedding tie_word_embeddings torch_dtype
+    problem_type quantization_config return_dict theta tie_embedding tie_word_embeddings torch_dtype
     transformers_version use_cache use_pos_enc
     attention_bias attention_dropout hidden_act mlp_bias pretraining_tp
     """.split()

@@ -27,7 +27,7 @@ from lfm2_mm.constrain import compile_constraint
 from lfm2_mm.errors import ContextOverflow, InputError, Lfm2Error
 from lfm2_mm.events import Error, FinishReason
 from lfm2_mm.features import FeatureCache
-from lfm2_mm.heads import TextHead, TextState
+from lfm2_mm.heads import HeadState, StepResult, TextHead, TextState
 from lfm2_mm.mixing import Ragged, Whole
 from lfm2_mm.prefix import PrefixCache
 from lfm2_mm.request import Handle, Request, Running
@@ -45,7 +45,7 @@ class Engine:
 
     Args:
         backbone: In evaluation mode.
-        head: Turns hidden states into text.
+        head: Turns hidden states into text; other heads come with their requests.
         tokenizer: Used only to turn tokens back into text and to compile constraints.
         features: Shared encoder outputs.
         prefixes: Shared boundaries of earlier prompts.
@@ -89,30 +89,44 @@ class Engine:
         self._check(request.prompt, most=limit - 1)
         if request.max_tokens < 1:
             raise InputError(f"max_tokens is {request.max_tokens}; it must be at least 1")
+        room, generation = min(request.max_tokens, limit - n), request.generation
+        state: HeadState
+        if generation is None:
+            state = self._text_state(request, room)
+        else:
+            state = generation.start(request.prompt, room)
+        weight = self._weight
+        cache = SequenceCache(
+            self.backbone.config,
+            capacity=n + min(room, 256),
+            dtype=weight.dtype,
+            device=weight.device,
+        )
+        sequence = Running(
+            request,
+            Handle(self, request.prompt),
+            self.head if generation is None else generation.head,
+            state,
+            cache,
+            request.prompt.identity.tolist(),
+        )
+        with self._lock:
+            self._waiting.append(sequence)
+        return sequence.handle
+
+    def _text_state(self, request: Request, room: int) -> TextState:
         grammar = None
         if request.constraint is not None:
             grammar = compile_constraint(
                 request.constraint, self.tokenizer, vocab_size=self.head.weight.shape[0]
             )
-        ids = request.prompt.ids.tolist()
-        state = TextState(
-            sampler=Sampler(request.sampling, ids),
+        return TextState(
+            sampler=Sampler(request.sampling, request.prompt.ids.tolist()),
             stream=TextStream(self.tokenizer.decode_output, stop=request.stop),
-            max_tokens=min(request.max_tokens, limit - n),
+            max_tokens=room,
             grammar=grammar,
+            logprobs=request.logprobs,
         )
-        handle = Handle(self, request.prompt)
-        weight = self._weight
-        cache = SequenceCache(
-            self.backbone.config,
-            capacity=n + min(state.max_tokens, 256),
-            dtype=weight.dtype,
-            device=weight.device,
-        )
-        identity = request.prompt.identity.tolist()
-        with self._lock:
-            self._waiting.append(Running(request, handle, state, cache, identity))
-        return handle
 
     def step(self) -> bool:
         """Run one step for whoever is waiting or running; False if there was nothing to do."""
@@ -201,6 +215,9 @@ class Engine:
         sequence.encoded = self.features.encoded - before
         sequence.encode_seconds = time.perf_counter() - sequence.prepared_at
         sequence.admitted = True
+        if not sequence.left:  # all that was to be prefilled is there
+            self._running.remove(sequence)
+            self._finish(sequence, "stop")
 
     def _encode(self, prompt: Prompt, which: Sequence[int]) -> list[Tensor]:
         """Features of these slots; neighbours of one encoder go in one batch."""
@@ -238,25 +255,33 @@ class Engine:
         hidden = self.backbone(x, mixing)
         mixing.commit()
         ready, last, end = [], [], -1
+        prefilled: list[Running] = []
         for i, (sequence, n) in enumerate(plan):
             end += n
             if sequence.prefilling:
                 self._keep_boundaries(sequence, mixing.boundaries(i))
-                if sequence.cache.length < len(sequence.request.prompt):
+                if sequence.left:
                     continue
+                if sequence.request.prefill_only:
+                    prefilled.append(sequence)
+                    continue
+            elif sequence.boundary and sequence.keeps:
+                self._keep(sequence)
             ready.append(sequence)
             last.append(end)
-        if ready:
-            results = self.head.step(hidden[last], [s.state for s in ready])
+        results = _steps(hidden[last], ready) if ready else []
         spent = time.perf_counter() - began
         for sequence, _ in plan:
             if sequence.prefilling:
                 sequence.prefill_seconds += spent
-        for sequence, result in zip(ready, results if ready else (), strict=True):
+        for sequence in prefilled:
+            self._running.remove(sequence)
+            self._finish(sequence, "stop")
+        for sequence, result in zip(ready, results, strict=True):
             if not sequence.first_token_at:
                 sequence.first_token_at = time.perf_counter()
             sequence.handle.put(*result.events)
-            sequence.next_row = result.embedding
+            sequence.next_row, sequence.boundary = result.embedding, result.boundary
             if result.error is not None:
                 self._fail(sequence, result.error)
             elif result.finish is not None:
@@ -287,10 +312,16 @@ class Engine:
             self.prefixes.keep(sequence.request.prompt.identity, snapshot)
 
     def _finish(self, sequence: Running, reason: FinishReason) -> None:
-        state, cache = sequence.state, sequence.cache
-        if sequence.request.reuse and state.n_generated and reason != "cancelled":
-            self.prefixes.keep(torch.tensor(sequence.identity[: cache.length]), cache.snapshot())
+        worth = sequence.state.n_generated or sequence.request.prefill_only
+        if sequence.keeps and worth and reason != "cancelled":
+            self._keep(sequence)
         sequence.handle.put(sequence.report(reason))
+
+    def _keep(self, sequence: Running) -> None:
+        """Remember the state where a sequence stands."""
+        cache = sequence.cache
+        before = torch.tensor(sequence.identity[: cache.length], dtype=torch.int64)
+        self.prefixes.keep(before, cache.snapshot())
 
     def _fail(self, sequence: Running, problem: Exception) -> None:
         if sequence in self._running:
@@ -308,6 +339,20 @@ class Engine:
                     self._fail(sequence, failed)
             if failed is not problem:
                 raise
+
+
+def _steps(hidden: Float[Tensor, "b d"], sequences: Sequence[Running]) -> list[StepResult]:
+    """One step of every sequence, those of one head together; a head's failure is theirs alone."""
+    results: dict[int, StepResult] = {}
+    for head in {id(s.head): s.head for s in sequences}.values():
+        which = [i for i, s in enumerate(sequences) if s.head is head]
+        rows = hidden if len(which) == len(sequences) else hidden[which]
+        try:
+            made = head.step(rows, [sequences[i].state for i in which])
+        except Exception as problem:
+            made = [StepResult([], error=problem) for _ in which]
+        results |= dict(zip(which, made, strict=True))
+    return [results[i] for i in range(len(sequences))]
 
 
 def _interrupted(problem: BaseException) -> Lfm2Error:

@@ -8,6 +8,8 @@ Lfm2Error
 │   └── TensorMismatch            tensors are missing, unknown or of another shape
 ├── InputError               what the caller handed in cannot be used
 │   ├── ImageError                an image cannot be read, or is over a limit
+│   ├── AudioError                a recording cannot be read, or is over a limit
+│   │   └── AudioTooLong              it is over the limit of its length
 │   ├── FetchError                a URL could not be fetched
 │   ├── MessageError              chat messages are malformed
 │   ├── PlaceholderMismatch       placeholders and attachments differ in number
@@ -19,6 +21,7 @@ Lfm2Error
 │   ├── IndexMismatch             it was made by another model or format version
 │   ├── CorruptIndex              a file of it is damaged or missing
 │   └── IndexLocked               another writer is at work
+├── DeviceError              a microphone or loudspeaker is missing, refuses or went away
 ├── MissingExtra             an optional dependency is not installed
 └── SettingError             an option or environment variable has an unusable value
 
@@ -29,11 +32,14 @@ This module knows nothing of the code that raises: it imports nothing of ours.
 from __future__ import annotations
 
 __all__ = [
+    "AudioError",
+    "AudioTooLong",
     "CheckpointError",
     "ConstraintError",
     "ContextOverflow",
     "CorruptIndex",
     "CorruptWeights",
+    "DeviceError",
     "DocumentError",
     "FetchError",
     "FilterError",
@@ -85,6 +91,14 @@ class ImageError(InputError):
     """An image cannot be read, or is over a limit."""
 
 
+class AudioError(InputError):
+    """A recording cannot be read, or is over a limit."""
+
+
+class AudioTooLong(AudioError):
+    """A recording is over the limit of its length."""
+
+
 class FetchError(InputError):
     """A URL could not be fetched."""
 
@@ -127,6 +141,10 @@ class CorruptIndex(IndexFault):
 
 class IndexLocked(IndexFault):
     """Another process is writing to the index."""
+
+
+class DeviceError(Lfm2Error):
+    """There is no microphone or loudspeaker, or it cannot be used, or it went away."""
 
 
 class MissingExtra(Lfm2Error):

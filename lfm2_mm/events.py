@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["AudioFrame", "Done", "Error", "Event", "FinishReason", "TextDelta", "Timings", "Usage"]
+__all__ = [
+    "AudioFrame",
+    "Done",
+    "Error",
+    "Event",
+    "FinishReason",
+    "TextDelta",
+    "Timings",
+    "TokenScore",
+    "Usage",
+]
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -25,8 +35,9 @@ class Usage:
         prompt_tokens: Positions of the prompt, images and audio included.
         attachment_tokens: Those filled by an input encoder (image or audio positions).
         cached_tokens: Those whose state came from the prefix cache and were not computed again.
-        completion_tokens: Tokens generated, the end token included.
+        completion_tokens: Tokens and audio frames generated, those that end something included.
         encoded_parts: Content parts that an encoder really ran on (not served from a cache).
+        audio_frames: Audio frames among those generated.
     """
 
     prompt_tokens: int = 0
@@ -34,6 +45,7 @@ class Usage:
     cached_tokens: int = 0
     completion_tokens: int = 0
     encoded_parts: int = 0
+    audio_frames: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +68,35 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenScore:
+    """How likely a generated token was, by the model's own scores before any sampling rule.
+
+    Attributes:
+        id: The token.
+        logprob: Its natural logarithm of probability.
+        top: The likeliest tokens with theirs, best first; as many as were asked for.
+    """
+
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class TextDelta:
-    """The next piece of text: always whole characters."""
+    """The next piece of text: always whole characters.
+
+    Attributes:
+        text: The piece; where `ids` are given it may be empty.
+        ids: Token ids that were generated since the last piece, from heads whose output becomes
+            part of a later prompt as it is; empty from others.
+        scores: Of the tokens generated since the last piece, where the request asks for them;
+            `text` may then be empty.
+    """
 
     text: str
+    ids: tuple[int, ...] = ()
+    scores: tuple[TokenScore, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,14 @@ claims and is a text LFM2 the core builds itself. Knows no modality.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from lfm2_mm import settings
 from lfm2_mm.backbone import Backbone
@@ -21,21 +22,25 @@ from lfm2_mm.config import DENSE, SPARSE, BackboneConfig
 from lfm2_mm.errors import SettingError, TensorMismatch, UnsupportedArchitecture
 from lfm2_mm.frontends import frontends
 from lfm2_mm.heads import TextHead
-from lfm2_mm.locate import locate
+from lfm2_mm.locate import Located, locate
 from lfm2_mm.model import Model
 from lfm2_mm.tokenizer import Tokenizer
 from lfm2_mm.weights import (
     BACKBONE_RULES,
+    HEAD,
     HEAD_RULES,
     Rule,
     backbone_tensors,
+    head_tensors,
     load_weights,
-    stored_head,
     unclaimed,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from lfm2_mm.quantize.layers import Packed
+    from lfm2_mm.quantize.recipes import Recipe, Schemes
 
 __all__ = ["LoadOptions", "build_backbone", "check_claimed", "load", "text_model"]
 
@@ -55,11 +60,23 @@ class LoadOptions:
         device: Where the weights live.
         dtype: Number format of the weights and of the computation.
         extra: The frontend's own options, by name.
+        quantize: How weights are packed while they are loaded; None takes them as they are.
     """
 
     device: torch.device
     dtype: torch.dtype
     extra: Mapping[str, Any] = field(default_factory=dict)
+    quantize: Recipe | None = None
+
+    @property
+    def backbone_schemes(self) -> Schemes | None:
+        """For `load_weights(quantize=)` of a text backbone."""
+        return None if self.quantize is None else self.quantize.backbone
+
+    @property
+    def encoder_schemes(self) -> Schemes | None:
+        """For `load_weights(quantize=)` of any other module."""
+        return None if self.quantize is None else self.quantize.encoder
 
 
 def load(
@@ -69,18 +86,24 @@ def load(
     dtype: str | torch.dtype | None = None,
     threads: int | None = None,
     revision: str | None = None,
+    quantize: str | None = None,
+    progress: Callable[[str], None] | None = None,
     **extra: Any,
 ) -> Any:
     """Load a model by embedded name, folder or Hub id.
 
     Args:
-        name: `nano-vl`, a local folder, or `org/name[@revision]`; None takes `LFM2_MM_MODEL` or
-            the embedded default.
+        name: `nano-vl`, a local folder or GGUF file, or `org/name[@revision]`; None takes
+            `LFM2_MM_MODEL` or the embedded default.
         device: "cpu", "cuda", "mps" or "auto".
         dtype: "float32", "bfloat16", "float16" or "auto": the stored format where this machine
             computes it natively, else fp32; fp32 for models under 20M weights.
         threads: CPU threads; by default one per physical core.
         revision: Branch, tag or commit of a Hub id.
+        quantize: "int4" or "int8" packs the weights while they are loaded, which takes seconds to
+            minutes (`lfm2-mm quantize` keeps the result); "none" and None take them as they are.
+            Packed models compute in fp32 unless `dtype` says otherwise.
+        progress: Told the name of every weight that was packed.
         **extra: Options of the frontend that claims the checkpoint, for instance
             `max_image_tokens` and `max_tiles` of the vision frontend.
 
@@ -100,22 +123,29 @@ def load(
     """
     wanted = None if isinstance(dtype, torch.dtype) else dtype
     resolved = settings.resolve(
-        model=None if name is None else str(name), device=device, dtype=wanted, threads=threads
+        model=None if name is None else str(name),
+        device=device,
+        dtype=wanted,
+        threads=threads,
+        quantize=quantize,
     )
     found = locate(name if name is not None else resolved.model, revision=revision)
-    checkpoint = Checkpoint.open(found.folder, name=found.name)
+    checkpoint = _open(found)
     where = _device(resolved.device)
+    recipe = _recipe(resolved.quantize, checkpoint, where, progress)
     if not isinstance(dtype, torch.dtype):
-        dtype = _dtype(resolved.dtype, checkpoint, where)
+        small = recipe is not None and resolved.dtype == "auto"
+        dtype = torch.float32 if small else _dtype(resolved.dtype, checkpoint, where)
     elif dtype not in _DTYPES.values():
         raise SettingError(f"the dtype is {dtype}; use one of {', '.join(_DTYPES)}")
     settings.apply_threads(resolved)
-    for frontend in frontends():
+    for frontend in frontends() if found.folder.is_dir() else ():
         if frontend.claims(checkpoint):
             _check_options(extra, frontend.options, frontend.name)
-            return frontend.load(checkpoint, LoadOptions(device=where, dtype=dtype, extra=extra))
+            options = LoadOptions(device=where, dtype=dtype, extra=extra, quantize=recipe)
+            return frontend.load(checkpoint, options)
     _check_options(extra, frozenset(), "text")
-    return text_model(checkpoint, LoadOptions(device=where, dtype=dtype))
+    return text_model(checkpoint, LoadOptions(device=where, dtype=dtype, quantize=recipe))
 
 
 def text_model(checkpoint: Checkpoint, options: LoadOptions) -> Model:
@@ -128,7 +158,7 @@ def text_model(checkpoint: Checkpoint, options: LoadOptions) -> Model:
         )
     check_claimed(checkpoint, (*BACKBONE_RULES, *HEAD_RULES))
     backbone, head = build_backbone(checkpoint, options)
-    return Model.assemble(checkpoint, backbone, head, Tokenizer.load(checkpoint.folder))
+    return Model.assemble(checkpoint, backbone, head, _tokenizer(checkpoint))
 
 
 def check_claimed(checkpoint: Checkpoint, rules: tuple[Rule, ...]) -> None:
@@ -147,33 +177,50 @@ def check_claimed(checkpoint: Checkpoint, rules: tuple[Rule, ...]) -> None:
 
 
 def build_backbone(
-    checkpoint: Checkpoint, options: LoadOptions, *, causal: bool | None = None
-) -> tuple[Backbone, Tensor]:
+    checkpoint: Checkpoint,
+    options: LoadOptions,
+    *,
+    causal: bool | None = None,
+    rules: Sequence[Rule] = BACKBONE_RULES,
+) -> tuple[Backbone, Tensor | Packed]:
     """The backbone with its weights, and the head's matrix `[v, d]` (the embedding when tied)."""
     config = BackboneConfig.from_dict(checkpoint.config, causal=causal)
     with torch.device("meta"):
         backbone = Backbone(config)
     load_weights(
         backbone,
-        backbone_tensors(checkpoint),
+        backbone_tensors(checkpoint, rules),
         dtype=options.dtype,
         device=options.device,
         where=checkpoint.name,
+        quantize=options.backbone_schemes,
     )
-    head = stored_head(checkpoint)
-    if head is None:
-        weight: Tensor = backbone.embed_tokens.weight
-    else:
-        weight = head.to(device=options.device, dtype=options.dtype)
-    if weight.shape != backbone.embed_tokens.weight.shape:
+    embedding: Tensor | Packed = backbone.embed_tokens.weight
+    tensors = head_tensors(checkpoint, rules)
+    if not tensors:
+        return backbone.eval(), embedding
+    stored = tensors.get(HEAD)
+    if stored is not None and stored.shape != embedding.shape:
         raise TensorMismatch(
-            f"the output head of {checkpoint.name} is {list(weight.shape)}, the config says "
-            f"{list(backbone.embed_tokens.weight.shape)}; use weights that belong to the config"
+            f"the output head of {checkpoint.name} is {list(stored.shape)}, the config says "
+            f"{list(embedding.shape)}; use weights that belong to the config"
         )
-    return backbone.eval(), weight
+    with torch.device("meta"):
+        own = nn.ModuleDict({"lm_head": nn.Linear(config.hidden_size, config.vocab_size, False)})
+    schemes = options.backbone_schemes
+    load_weights(
+        own,
+        tensors,
+        dtype=options.dtype,
+        device=options.device,
+        where=checkpoint.name,
+        quantize=None if schemes is None else replace(schemes, linear=schemes.embedding),
+    )
+    head: Any = own["lm_head"].weight
+    return backbone.eval(), head
 
 
-def text_head(backbone: Backbone, weight: Tensor, checkpoint: Checkpoint) -> TextHead:
+def text_head(backbone: Backbone, weight: Tensor | Packed, checkpoint: Checkpoint) -> TextHead:
     """The text head, ended by every id that the config or `generation_config.json` names."""
     ends = set(backbone.config.eos_ids)
     more = (checkpoint.json("generation_config.json") or {}).get("eos_token_id")
@@ -187,8 +234,48 @@ def _check_options(extra: Mapping[str, Any], allowed: frozenset[str], frontend: 
             known = ", ".join(sorted(allowed)) or "none"
             raise SettingError(
                 f"{frontend} models have no option {name!r}; the options beyond device, dtype, "
-                f"threads and revision are: {known}"
+                f"threads, quantize and revision are: {known}"
             )
+
+
+def _open(found: Located) -> Checkpoint:
+    if found.folder.is_dir():
+        return Checkpoint.open(found.folder, name=found.name)
+    from lfm2_mm.quantize.gguf import GgufCheckpoint
+
+    return GgufCheckpoint.open(found.folder, name=found.name)
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    own: Tokenizer | None = getattr(checkpoint, "tokenizer", None)
+    return Tokenizer.load(checkpoint.folder) if own is None else own
+
+
+def _recipe(
+    name: str, checkpoint: Checkpoint, device: torch.device, progress: Callable[[str], None] | None
+) -> Recipe | None:
+    """How to pack what is loaded; None where that was not asked for, or is done already."""
+    from lfm2_mm.quantize.files import GGUF_RECIPE, packed_as
+    from lfm2_mm.quantize.recipes import recipe
+
+    done = packed_as(checkpoint.config, checkpoint.name)
+    if done is None and name == "none":
+        return None
+    if device.type != "cpu":
+        raise SettingError(
+            f"packed weights are for the CPU, but the device is {device.type}; use device 'cpu', "
+            "or load the model as it is"
+        )
+    if done is None:
+        return recipe(name).reporting(progress)
+    if done == GGUF_RECIPE and name == "none":  # what is of another type than Q4_0 and Q8_0
+        return recipe("int8").reporting(progress)
+    if name not in ("none", done):
+        raise SettingError(
+            f"{checkpoint.name} is packed as {done} already, so it cannot be packed as {name}; use "
+            "the checkpoint it was made of"
+        )
+    return None
 
 
 def _device(name: str) -> torch.device:

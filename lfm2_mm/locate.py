@@ -50,7 +50,7 @@ class Located:
     """Where a model lies.
 
     Attributes:
-        folder: Holds its `config.json`.
+        folder: Holds its `config.json`; or a GGUF file.
         name: What to call it: the embedded name, the path as given, or the Hub id.
         kind: How it was found.
         revision: Commit of a Hub model; None otherwise.
@@ -151,6 +151,9 @@ def locate(
         _refuse_revision(base, "is embedded", revision or (tag if at else None))
         return Located(embedded[base], base, "embedded")
     path = Path(text).expanduser()
+    if path.suffix.lower() == ".gguf" and path.is_file():
+        _refuse_revision(text, "is a local file", revision)
+        return Located(path, text, "folder")
     if isinstance(name, os.PathLike) or _looks_like_a_path(text) or (text and path.exists()):
         located = Located(_local_folder(text, path), text, "folder")
         _refuse_revision(text, "is a local folder", revision)

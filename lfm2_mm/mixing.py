@@ -267,6 +267,11 @@ class Ragged:
             self.positions = self.positions.to(self.runs[0][0].device)
         self._masks: dict[int, Tensor] = {}
 
+    @property
+    def single(self) -> bool:
+        """Whether each sequence has one row, as when tokens are generated."""
+        return self._single
+
     def commit(self) -> None:
         """Accept the rows into every cache."""
         for cache, n in self.runs:

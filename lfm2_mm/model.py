@@ -34,6 +34,7 @@ from lfm2_mm.toolcalls import Parsed, parse_output
 
 if TYPE_CHECKING:
     from lfm2_mm.backbone import Backbone
+    from lfm2_mm.quantize.layers import Packed
 
 __all__ = ["Answer", "Model", "Reply", "Stream"]
 
@@ -179,7 +180,11 @@ class Model:
 
     @classmethod
     def assemble(
-        cls, checkpoint: Checkpoint, backbone: Backbone, head: Tensor, tokenizer: Tokenizer
+        cls,
+        checkpoint: Checkpoint,
+        backbone: Backbone,
+        head: Tensor | Packed,
+        tokenizer: Tokenizer,
     ) -> Model:
         """Put the parts of a checkpoint together."""
         from lfm2_mm.loading import text_head
@@ -381,12 +386,16 @@ class Model:
         state = {prefix + name: value for name, value in self.backbone.state_dict().items()}
         for stored, module in self.parts.items():
             state |= {stored + name: value for name, value in module.state_dict().items()}
-        if self.head.weight is not self.backbone.embed_tokens.weight:
-            state["lm_head.weight"] = self.head.weight
+        head = self.head.weight
+        if head is not self.backbone.embed_tokens.weight:
+            own = {"": head} if isinstance(head, Tensor) else head.state_dict(prefix=".")
+            state |= {f"lm_head.weight{part}": value for part, value in own.items()}
         kind = str(self.dtype).removeprefix("torch.")
         config = {**self.config, "dtype": kind}
         config.pop("torch_dtype", None)
-        if "lm_head.weight" in state:  # a file may tie them and store another head all the same
+        if any(
+            name.startswith("lm_head.") for name in state
+        ):  # a file may tie them and store another head all the same
             config.pop("tie_embedding", None)
             config["tie_word_embeddings"] = False
         save_checkpoint(folder, state, config, copy_from=self.folder)

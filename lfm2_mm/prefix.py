@@ -7,9 +7,9 @@ no model and no request.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import hashlib
+from collections import Counter, OrderedDict
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -18,8 +18,11 @@ from lfm2_mm.cache import Snapshot
 __all__ = ["PrefixCache"]
 
 
+_DIGEST = 16  # bytes; a conversation has a boundary for each second of speech, so keys are small
+
+
 class PrefixCache:
-    """Snapshots by prefix, bounded in bytes, least recently used out first.
+    """Snapshots by a digest of their prefix, bounded in bytes, least recently used out first.
 
     Attributes:
         hits: Lookups that found a prefix.
@@ -28,7 +31,8 @@ class PrefixCache:
 
     def __init__(self, max_bytes: int = 512 << 20) -> None:
         self.max_bytes, self.hits, self.misses = max_bytes, 0, 0
-        self._kept: OrderedDict[bytes, tuple[Tensor, Snapshot]] = OrderedDict()
+        self._kept: OrderedDict[bytes, Snapshot] = OrderedDict()
+        self._lengths: Counter[int] = Counter()
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -37,36 +41,41 @@ class PrefixCache:
     def nbytes(self) -> int:
         """Bytes kept alive; snapshots that share a buffer count it once."""
         kept = self._kept.values()
-        buffers = {snapshot.buffer_id: snapshot.buffer_nbytes for _, snapshot in kept}
-        own = sum(2 * prefix.nbytes + snapshot.nbytes for prefix, snapshot in kept)
-        return own + sum(buffers.values())
+        buffers = {snapshot.buffer_id: snapshot.buffer_nbytes for snapshot in kept}
+        return sum(_DIGEST + snapshot.nbytes for snapshot in kept) + sum(buffers.values())
 
     def find(self, identity: Int[Tensor, " n"]) -> Snapshot | None:
         """The longest kept boundary strictly inside these positions, or None."""
-        best: tuple[int, bytes] | None = None
-        for key, (prefix, snapshot) in self._kept.items():
-            n = snapshot.length
-            longer = best is None or n > best[0]
-            if longer and n < len(identity) and torch.equal(prefix, identity[:n]):
-                best = (n, key)
+        best: bytes | None = None
+        read, done = hashlib.blake2b(digest_size=_DIGEST), 0
+        for n in sorted(n for n in self._lengths if n < len(identity)):
+            read.update(identity[done:n].numpy().tobytes())
+            done, key = n, read.digest()
+            if key in self._kept:
+                best = key
         if best is None:
             self.misses += 1
             return None
         self.hits += 1
-        self._kept.move_to_end(best[1])
-        return self._kept[best[1]][1]
+        self._kept.move_to_end(best)
+        return self._kept[best]
 
     def keep(self, identity: Int[Tensor, " n"], snapshot: Snapshot) -> None:
         """Remember a boundary; `identity` names the positions before it."""
         if self.max_bytes <= 0 or snapshot.length == 0:
             return
-        prefix = identity[: snapshot.length].clone()
-        key = prefix.numpy().tobytes()
-        self._kept[key] = (prefix, snapshot)
+        prefix = identity[: snapshot.length].numpy().tobytes()
+        key = hashlib.blake2b(prefix, digest_size=_DIGEST).digest()
+        self._lengths[snapshot.length] += key not in self._kept
+        self._kept[key] = snapshot
         self._kept.move_to_end(key)
         while self._kept and self.nbytes > self.max_bytes:
-            self._kept.popitem(last=False)
+            gone = self._kept.popitem(last=False)[1].length
+            self._lengths[gone] -= 1
+            if not self._lengths[gone]:
+                del self._lengths[gone]
 
     def clear(self) -> None:
         """Forget every boundary."""
         self._kept.clear()
+        self._lengths.clear()

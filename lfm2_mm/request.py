@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -18,7 +18,7 @@ from lfm2_mm.cache import SequenceCache
 from lfm2_mm.chat import Prompt
 from lfm2_mm.constrain import Constraint
 from lfm2_mm.events import Done, Error, Event, FinishReason, TextDelta, Timings, Usage
-from lfm2_mm.heads import TextState
+from lfm2_mm.heads import Generation, HeadState, StepHead
 from lfm2_mm.sampling import Sampling
 
 __all__ = ["Handle", "Request", "Running", "Steps"]
@@ -30,20 +30,27 @@ class Request:
 
     Attributes:
         prompt: Token ids and the content parts between them.
+        generation: How to generate; None generates text, as the next four say.
         sampling: How tokens are chosen.
-        max_tokens: Tokens to generate at most; cut to what the context leaves.
+        max_tokens: Tokens (and frames) to generate at most; cut to what the context leaves.
         stop: Strings that end the answer and are not part of it.
         constraint: A JSON schema or regex the answer must follow.
+        logprobs: Report how likely each token was, and so many of the likeliest; None reports none.
         reuse: Whether prefixes computed earlier may be used, and this one's kept.
+        prefill_only: Generate nothing: compute the prompt up to its last position and keep it, so
+            that a request with this prompt or a longer one starts there.
         began: `time.perf_counter()` of the caller's start; first-token time counts from there.
     """
 
     prompt: Prompt
+    generation: Generation | None = None
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
     constraint: Constraint | None = None
+    logprobs: int | None = None
     reuse: bool = True
+    prefill_only: bool = False
     began: float = field(default_factory=time.perf_counter)
 
 
@@ -85,6 +92,11 @@ class Handle:
             if isinstance(event, Done):
                 self.done = event
             self.ended = self.ended or isinstance(event, Done | Error)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the next event, or the end, can be read without running a step."""
+        return self.ended or bool(self._events)
 
     def drain(self) -> list[Event]:
         """What was reported and not read yet; for whoever drives the engine itself."""
@@ -129,6 +141,7 @@ class Running:
     Attributes:
         identity: Of every position in the cache and of the next one (see `Prompt.identity`).
         next_row: The input of the next step, `[d]`; None while the prompt is being computed.
+        boundary: Whether the state behind that row is to be kept.
         features: Encoder outputs by index of the prompt's slot.
         cached: Prompt positions whose state was already there.
         encoded: Parts that an encoder really ran on.
@@ -137,10 +150,12 @@ class Running:
 
     request: Request
     handle: Handle
-    state: TextState
+    head: StepHead[Any]
+    state: HeadState
     cache: SequenceCache
     identity: list[int]
     next_row: Tensor | None = None
+    boundary: bool = False
     features: dict[int, Tensor] = field(default_factory=dict)
     cached: int = 0
     encoded: int = 0
@@ -163,7 +178,9 @@ class Running:
     @property
     def left(self) -> int:
         """Prompt positions left to compute."""
-        return len(self.request.prompt) - self.cache.length
+        request = self.request
+        # of a prompt kept whole the last hidden state, which generates, would be missing
+        return len(request.prompt) - request.prefill_only - self.cache.length
 
     def marks(self, n: int) -> list[int]:
         """Of the next `n` positions those, from 1 on, at which an attachment ends; not the last."""
@@ -184,6 +201,7 @@ class Running:
             cached_tokens=self.cached,
             completion_tokens=self.state.n_generated,
             encoded_parts=self.encoded,
+            audio_frames=self.state.n_frames,
         )
         timings = Timings(
             prepare=(self.prepared_at or now) - request.began,

@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Literal
 
@@ -20,17 +20,19 @@ from torch import Tensor
 
 from lfm2_mm.checkpoint import INDEX, SINGLE
 from lfm2_mm.errors import CheckpointError, InputError
+from lfm2_mm.quantize.files import ENTRY, config_entry, has_four_bits
 from lfm2_mm.weights import (
     BACKBONE_RULES,
     EMBEDDING,
     HEAD,
     HEAD_RULES,
+    PACKED,
     head_is_tied,
     rename,
     same_values,
 )
 
-__all__ = ["SIDE_FILES", "official_names", "save_checkpoint"]
+__all__ = ["SIDE_FILES", "check_target", "official_names", "save_checkpoint"]
 
 SIDE_FILES = (
     "added_tokens.json",
@@ -70,6 +72,7 @@ def save_checkpoint(
     config: Mapping[str, Any],
     *,
     copy_from: Path | None = None,
+    beside: Sequence[str] = (),
     extra_files: Mapping[str, str | bytes] | None = None,
     max_shard_bytes: int = 5 * 10**9,
     metadata: Mapping[str, str] | None = None,
@@ -87,6 +90,7 @@ def save_checkpoint(
         state: Official name -> tensor, on any device; may be mapped from `folder` itself.
         config: What becomes `config.json`.
         copy_from: A checkpoint folder whose `SIDE_FILES` are taken along.
+        beside: Glob patterns of further files and folders to take along from there.
         extra_files: Relative name -> content; wins over files of `copy_from`.
         max_shard_bytes: Above this size the weights are sharded; a larger tensor stays whole.
         metadata: Text in the header of each weight file; `{"format": "pt"}` by default.
@@ -97,17 +101,17 @@ def save_checkpoint(
         CheckpointError: if writing fails, for instance on a full disk.
     """
     folder = Path(folder).resolve()
-    _check_target(folder)
+    check_target(folder)
     extra = {**(extra_files or {})}
     _check_names(extra)
-    extra["config.json"] = _json(config)
+    extra["config.json"] = _json(_packing(config, state))
     shards = _shards(_without_tied_head(state, config), max_shard_bytes)
     new = folder.with_name(f".{folder.name}.saving-{secrets.token_hex(4)}")
     try:
         new.mkdir(parents=True)
         _write_weights(new, shards, dict(metadata or {"format": "pt"}))
         if copy_from is not None:
-            _copy_side_files(Path(copy_from), new)
+            _copy_side_files(Path(copy_from), new, (*SIDE_FILES, *beside))
         for name, content in extra.items():
             target = new / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +128,20 @@ def save_checkpoint(
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _check_target(folder: Path) -> None:
+def _packing(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The config, with what it must say where weights are packed."""
+    said = {key: value for key, value in config.items() if key != ENTRY}
+    if any(name.endswith(PACKED) for name in state):
+        said[ENTRY] = config_entry("int4" if has_four_bits(state) else "int8")
+    return said
+
+
+def check_target(folder: Path) -> None:
+    """Refuse to overwrite what is no checkpoint.
+
+    Raises:
+        InputError: if there is a file, or a folder that holds something else.
+    """
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -216,10 +233,10 @@ def _own_memory(shard: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return plain
 
 
-def _copy_side_files(source: Path, target: Path) -> None:
+def _copy_side_files(source: Path, target: Path, patterns: Iterable[str]) -> None:
     if not source.is_dir():
         raise InputError(f"there is no folder {source} to copy the tokenizer from; check copy_from")
-    for pattern in SIDE_FILES:
+    for pattern in patterns:
         for path in source.glob(pattern):
             if path.is_dir():
                 shutil.copytree(path, target / path.name)

@@ -25,6 +25,7 @@ MAX_THREADS = 1024
 
 _DEVICES = ("auto", "cpu", "cuda", "mps")
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
+_QUANTIZE = ("none", "int4", "int8")
 _LEVELS = ("debug", "info", "warning", "error")
 _TRUE = ("1", "on", "yes", "true")
 
@@ -65,6 +66,11 @@ class Settings:
     def dtype(self) -> Literal["auto", "float32", "bfloat16", "float16"]:
         """What the weights are computed in."""
         return cast(Literal["auto", "float32", "bfloat16", "float16"], self.table["dtype"].value)
+
+    @property
+    def quantize(self) -> Literal["none", "int4", "int8"]:
+        """How weights are packed while they are loaded."""
+        return cast(Literal["none", "int4", "int8"], self.table["quantize"].value)
 
     @property
     def threads(self) -> int:
@@ -126,6 +132,7 @@ def _rows() -> tuple[_Row, ...]:
         _Row("dtype", _one_of(_DTYPES), f"one of {', '.join(_DTYPES)}", lambda: "auto"),
         _Row("threads", _threads, f"a positive integer up to {MAX_THREADS}", physical_cores),
         _Row("log", _one_of(_LEVELS), f"one of {', '.join(_LEVELS)}", lambda: "warning"),
+        _Row("quantize", _one_of(_QUANTIZE), f"one of {', '.join(_QUANTIZE)}", lambda: "none"),
     )
 
 

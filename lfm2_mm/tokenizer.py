@@ -7,6 +7,7 @@ module deliberately knows nothing of chat templates beyond handing one out.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,6 +93,18 @@ class Tokenizer:
         """Ids of `text`; special strings in it become their tokens, none is added around it."""
         ids: list[int] = self.hf(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Ids of somebody's text: special strings in it are ordinary text.
+
+        Each is cut behind its first character, as in chat prompts; all else is as in `encode`.
+        """
+        cuts = [0]
+        strings = [string for string in self.special_strings if len(string) > 1]
+        found = {m.start() + 1 for s in strings for m in re.finditer(f"(?={re.escape(s)})", text)}
+        cuts += sorted(found) + [len(text)]
+        pieces = [text[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+        return [i for piece in pieces for i in self.encode(piece)]
 
     def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
         """Like `encode`, with the index of the first character of `text` behind each id."""

@@ -7,7 +7,7 @@ how a module computes, or of any modality: frontends bring rules for their own n
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Shaped
@@ -16,16 +16,22 @@ from torch import Tensor, nn
 from lfm2_mm.checkpoint import Checkpoint
 from lfm2_mm.errors import TensorMismatch
 
+if TYPE_CHECKING:
+    from lfm2_mm.quantize.recipes import Schemes
+
 __all__ = [
     "BACKBONE_RULES",
     "EMBEDDING",
     "HEAD",
     "HEAD_RULES",
+    "PACKED",
     "Rule",
     "backbone_rules",
     "backbone_tensors",
     "claimed_tensors",
     "head_is_tied",
+    "head_tensors",
+    "is_part",
     "load_weights",
     "rename",
     "same_values",
@@ -35,6 +41,9 @@ __all__ = [
 ]
 
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
+PACKED = ".weight.codes"
+"""How the name ends under which a packed weight's first part is stored (`lfm2_mm.quantize`)."""
+_PARTS = (PACKED, ".weight.scales", ".weight.minimums")
 
 
 class Rule(NamedTuple):
@@ -80,6 +89,11 @@ def rename(names: Iterable[str], rules: Sequence[Rule]) -> dict[str, str]:
             )
         found[own] = name
     return found
+
+
+def is_part(name: str) -> bool:
+    """Whether a name is that of a part of a packed weight."""
+    return name.endswith(_PARTS)
 
 
 def unclaimed(names: Iterable[str], rules: Sequence[Rule]) -> list[str]:
@@ -150,7 +164,10 @@ def head_is_tied(config: Mapping[str, Any], names: Collection[str]) -> bool:
         config: The whole `config.json` as a dict.
         names: The stored tensor names.
     """
-    both = HEAD in rename(names, HEAD_RULES) and any(name.endswith(EMBEDDING) for name in names)
+    heads = rename(names, HEAD_RULES)
+    packed = HEAD.removesuffix(".weight") + PACKED
+    stored = (EMBEDDING, EMBEDDING.removesuffix(".weight") + PACKED)
+    both = (HEAD in heads or packed in heads) and any(name.endswith(stored) for name in names)
     key = "tie_embedding" if "tie_embedding" in config else "tie_word_embeddings"
     return bool(config.get(key, True)) and not both
 
@@ -179,6 +196,20 @@ def stored_head(
     return head
 
 
+def head_tensors(
+    checkpoint: Checkpoint, rules: Sequence[Rule] = BACKBONE_RULES
+) -> dict[str, Tensor]:
+    """The head's own weight under `lm_head.…`, mapped, or its parts where it is stored packed.
+
+    Empty where the embedding serves as head; raises as `stored_head`.
+    """
+    own = rename(checkpoint.names, HEAD_RULES)
+    if HEAD.removesuffix(".weight") + PACKED in own:
+        return {name: checkpoint.tensor(stored) for name, stored in own.items()}
+    head = stored_head(checkpoint, rules)
+    return {} if head is None else {HEAD: head}
+
+
 def load_weights(
     module: nn.Module,
     tensors: Mapping[str, Tensor],
@@ -187,12 +218,14 @@ def load_weights(
     device: torch.device | str,
     where: str,
     keep_dtype: Collection[str] = ("expert_bias",),
+    quantize: Schemes | None = None,
 ) -> None:
     """Assign tensors to a module's parameters and persistent buffers, in place.
 
     A tensor whose dtype and device already fit is used as it is, mapped or not; the module may
     have been built on the meta device. Parameters come out with `requires_grad=False`. Buffers
-    that are not persistent are left alone, and so is a stored `inv_freq`, which is derived.
+    that are not persistent are left alone, and so is a stored `inv_freq`, which is derived. Where
+    weights are stored packed, or shall be packed, their layers are replaced.
 
     Args:
         module: What is filled.
@@ -201,11 +234,16 @@ def load_weights(
         device: Where the weights shall live.
         where: What the user calls the source; used in messages.
         keep_dtype: Ends of names that are fp32 whatever `dtype` says.
+        quantize: How to pack weights that are not packed yet; None leaves them.
 
     Raises:
         TensorMismatch: if tensors are missing, unknown or of another shape; names them.
     """
-    wanted = module.state_dict()
+    if quantize is not None or any(name.endswith(PACKED) for name in tensors):
+        from lfm2_mm.quantize.fitting import fit
+
+        tensors = fit(module, tensors, quantize, dtype=dtype, where=where)
+    wanted = {name: value for name, value in module.state_dict().items() if not is_part(name)}
     given = {
         name: tensors[name] for name in tensors if name in wanted or not name.endswith(".inv_freq")
     }

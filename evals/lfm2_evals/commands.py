@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,21 +17,30 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lfm2_evals.bench.audio_verb import audio_command
 from lfm2_evals.bench.encoding import encoding_command
+from lfm2_evals.bench.text import text_command
 from lfm2_evals.bench.verbs import retrieval_command
 from lfm2_mm.cli import terminal
 from lfm2_mm.cli.options import common_options, load_model, model_options
 from lfm2_mm.errors import InputError
 
 if TYPE_CHECKING:
+    from lfm2_evals.quantization import QuantizationReport
     from lfm2_evals.report import Report
     from lfm2_evals.retrieval_report import RetrievalReport
+    from lfm2_evals.speech_report import SpeechReport
     from lfm2_evals.task import Run
 
 __all__ = ["plugin"]
 
 TIER_NAMES = ("core", "wordings", "more-shapes", "small", "signs", "describe")
-TASKS = {"scenes": TIER_NAMES, "retrieval": ("packages", "frames")}
+TASKS = {
+    "scenes": TIER_NAMES,
+    "quantization": ("divergence", "answers", "rankings"),
+    "retrieval": ("packages", "frames"),
+    "speech": ("voices", "sentences", "both", "aloud"),
+}
 """Tasks, with the parts that each has; the first is the default."""
 
 
@@ -59,14 +69,14 @@ def _bar(text: str, *, quiet: bool) -> Iterator[Callable[[int, int], None] | Non
     type=click.IntRange(min=1),
     default=1000,
     show_default=True,
-    help="Scenes per tier; candidates per direction.",
+    help="Scenes or utterances per tier; candidates per direction.",
 )
 @click.option(
     "--tier",
     "tiers",
     multiple=True,
     type=click.Choice([*(tier for tiers in TASKS.values() for tier in tiers), "all"]),
-    help="Part of the task; may be repeated.  [default: core; packages]",
+    help="Part of the task; may be repeated.  [default: core; packages; voices]",
 )
 @click.option("--seed", type=int, help="Names the scenes.  [default: the published ones]")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for report, JSON and chart.")
@@ -80,11 +90,14 @@ def evaluate(tasks: tuple[str, ...], **params: Any) -> None:
 
     TASK is `scenes`: questions about drawn scenes, each asked alone, scored by exact match, beside
     a guesser who sees no picture; or `retrieval`: recall@1 of a thousand texts across languages,
-    beside character trigrams (-m names a retriever; nano-colbert without). With 95 % intervals.
+    beside character trigrams (-m names a retriever; nano-colbert without); or `speech`: word error
+    rate on synthetic voices and sentences held out, beside one who does not listen (wants
+    espeak-ng; nano-audio without -m). With 95 % intervals.
 
     \b
     lfm2-mm eval scenes
     lfm2-mm eval retrieval
+    lfm2-mm eval speech --tier all --count 300
     lfm2-mm eval scenes --tier all --count 300 --out report
     lfm2-mm eval scenes -m ./my-model --against report/scenes.json
     """  # noqa: D301
@@ -104,9 +117,13 @@ def evaluate(tasks: tuple[str, ...], **params: Any) -> None:
     earlier = None if params["against"] is None else _earlier(params["against"])
     finished = True
     for name in dict.fromkeys(tasks):
-        report: Report | RetrievalReport
+        report: Report | RetrievalReport | SpeechReport | QuantizationReport
         if name == "scenes":
             report, complete = _scenes(params, earlier)
+        elif name == "speech":
+            report, complete = _speech(params)
+        elif name == "quantization":
+            report, complete = _quantization(params), True
         else:
             report, complete = _retrieval(params)
         if params["as_json"]:
@@ -136,7 +153,7 @@ def _retrieval(params: dict[str, Any]) -> tuple[RetrievalReport, bool]:
     from lfm2_retrieval.reranking import DEFAULT_MODEL, load_encoder
 
     name = params["model"] or DEFAULT_MODEL
-    flags = {flag: params[flag] for flag in ("device", "dtype", "threads")}
+    flags = {flag: params[flag] for flag in ("device", "dtype", "threads", "quantize")}
     with terminal.working(f"loading {name}", quiet=params["quiet"]):
         encoder = load_encoder(name, **flags)
     runs = []
@@ -154,6 +171,51 @@ def _retrieval(params: dict[str, Any]) -> tuple[RetrievalReport, bool]:
         "time": f"{seconds:.0f} s for {sum(len(one.found) for one in runs)} directions",
     }
     return RetrievalReport(facts=facts, runs=runs), all(one.complete for one in runs)
+
+
+def _quantization(params: dict[str, Any]) -> QuantizationReport:
+    from lfm2_evals.quantization import QuantizationReport, evaluate
+
+    began = time.perf_counter()
+    with _bar("quantization", quiet=params["quiet"]) as progress:
+        rows = evaluate(
+            _tiers(params, "quantization"),
+            count=params["count"],
+            threads=params["threads"],
+            progress=progress,
+        )
+    facts = {
+        "command": shlex.join(["lfm2-mm", *sys.argv[1:]]),
+        "items": f"{params['count']} scenes, queries and candidates",
+        "time": f"{time.perf_counter() - began:.0f} s",
+    }
+    return QuantizationReport(facts=facts, rows=rows)
+
+
+def _speech(params: dict[str, Any]) -> tuple[SpeechReport, bool]:
+    from lfm2_audio.opening import load_audio_model
+    from lfm2_evals.speech import aloud, evaluate, utterances
+    from lfm2_evals.speech_report import SpeechReport
+
+    model = load_audio_model(params)
+    runs = []
+    for tier in _tiers(params, "speech"):
+        with terminal.working(f"speaking speech/{tier}", quiet=params["quiet"]):
+            count = params["count"]
+            spoken = aloud(model, count) if tier == "aloud" else utterances(tier, count)
+        with _bar(f"speech/{tier}", quiet=params["quiet"]) as progress:
+            runs.append(evaluate(tier, model, spoken, progress=progress))
+        if not runs[-1].complete:
+            break
+    seconds = sum(one.seconds for one in runs)
+    length = sum(one.seconds for run in runs for one in run.heard)
+    facts = {
+        "command": shlex.join(["lfm2-mm", *sys.argv[1:]]),
+        "model": f"{model.name} ({str(model.dtype).removeprefix('torch.')})",
+        "utterances": f"{params['count']} a set",
+        "time": f"{seconds:.0f} s for {length:.0f} s of speech",
+    }
+    return SpeechReport(facts=facts, runs=runs), all(one.complete for one in runs)
 
 
 def _scenes(params: dict[str, Any], earlier: dict[str, bool] | None) -> tuple[Report, bool]:
@@ -315,6 +377,8 @@ def vision(
 
 bench.add_command(retrieval_command(_bar))
 bench.add_command(encoding_command(_bar))
+bench.add_command(text_command(_bar))
+bench.add_command(audio_command(_bar))
 
 
 class _Plugin:

@@ -10,7 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-__all__ = ["Comparison", "Interval", "compare", "mcnemar_exact", "paired_bootstrap", "wilson"]
+__all__ = [
+    "Comparison",
+    "Interval",
+    "compare",
+    "mcnemar_exact",
+    "paired_bootstrap",
+    "ratio_bootstrap",
+    "wilson",
+]
 
 _Z95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 
@@ -89,6 +97,25 @@ def paired_bootstrap(
     rng = Random(seed)
     means = sorted(sum(rng.choices(gains, k=n)) / n for _ in range(rounds))
     return Interval(means[int(0.025 * rounds)], means[min(rounds - 1, int(0.975 * rounds))])
+
+
+def ratio_bootstrap(
+    parts: Sequence[int], wholes: Sequence[int], *, rounds: int = 2000, seed: int = 0
+) -> Interval:
+    """95 % percentile interval of `sum(parts) / sum(wholes)`, such as errors over words.
+
+    Items are drawn with replacement, as in `paired_bootstrap`; without any item the whole range.
+    """
+    pairs = list(zip(parts, wholes, strict=True))
+    if not sum(wholes):
+        return Interval(0.0, 1.0)
+    rng = Random(seed)
+    ratios = []
+    for _ in range(rounds):
+        drawn = rng.choices(pairs, k=len(pairs))
+        ratios.append(sum(part for part, _ in drawn) / max(1, sum(whole for _, whole in drawn)))
+    ratios.sort()
+    return Interval(ratios[int(0.025 * rounds)], ratios[min(rounds - 1, int(0.975 * rounds))])
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,18 @@ from typing import Any, NoReturn
 import click
 
 from lfm2_mm import __version__
-from lfm2_mm.cli import ask, chat, demo, doctor, models, plugins, serve, terminal, train
+from lfm2_mm.cli import (
+    ask,
+    chat,
+    demo,
+    doctor,
+    models,
+    plugins,
+    quantize,
+    serve,
+    terminal,
+    train,
+)
 from lfm2_mm.errors import Lfm2Error
 
 __all__ = ["cli", "main"]
@@ -127,6 +138,7 @@ for _verb in (
     demo.demo,
     doctor.doctor,
     models.models,
+    quantize.quantize,
     serve.serve,
     train.train,
 ):

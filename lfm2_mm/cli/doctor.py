@@ -36,6 +36,7 @@ def doctor(**params: Any) -> None:
     checks: dict[str, Callable[[], Any]] = {
         "versions": lambda: _versions(problems),
         "machine": _machine,
+        "kernels": _kernels,
         "settings": lambda: _settings(params, problems),
         "frontends": lambda: _frontends(problems),
         "plugins": _plugins,
@@ -95,8 +96,19 @@ def _machine() -> dict[str, Any]:
     return facts
 
 
+def _kernels() -> dict[str, Any]:
+    from lfm2_mm.kernels import native
+
+    found = native.status()
+    return {
+        "path": found.path,
+        "reason": found.reason,
+        "available": list(found.features),
+    }
+
+
 def _settings(params: dict[str, Any], problems: list[str]) -> list[dict[str, Any]]:
-    flags = {name: params[name] for name in ("model", "device", "dtype", "threads")}
+    flags = {name: params[name] for name in ("model", "device", "dtype", "threads", "quantize")}
     try:
         resolved = settings.resolve(**flags)
     except Lfm2Error as error:
@@ -174,6 +186,15 @@ def _print(report: dict[str, Any]) -> None:
                 ("cores", str(facts["cores"])),
                 ("memory", ", ".join(memory) + (" available" if len(memory) == 2 else "")),
                 ("gpu", ", ".join(facts["gpus"]) or "none"),
+            ],
+        )
+    kernels = report["kernels"]
+    if kernels:
+        section(
+            "native kernels",
+            [
+                ("path", f"{kernels['path']}, {kernels['reason']}"),
+                ("can run", ", ".join(kernels["available"]) or "none"),
             ],
         )
     rows = [(row["name"], f"{row['value']}  (from {row['from']})") for row in report["settings"]]

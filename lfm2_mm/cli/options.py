@@ -69,6 +69,11 @@ def model_options(function: F) -> F:
             help="Number format.  [default: auto]",
         ),
         click.option("--threads", type=int, help="CPU threads.  [default: one per physical core]"),
+        click.option(
+            "--quantize",
+            metavar="none|int4|int8",
+            help="Pack the weights while loading, for speed on a CPU.  [default: none]",
+        ),
     )
 
 
@@ -104,7 +109,8 @@ def load_model(params: Mapping[str, Any]) -> Model:
     """
     quiet = bool(params.get("quiet"))
     extra = plugins.load_options(params)
-    flags = {name: params.get(name) for name in ("model", "device", "dtype", "threads")}
+    names = ("model", "device", "dtype", "threads", "quantize")
+    flags = {name: params.get(name) for name in names}
     resolved = settings.resolve(**flags)
     name = resolved.model
     if not _is_hub_id(name):
@@ -122,6 +128,7 @@ def load_model(params: Mapping[str, Any]) -> Model:
             device=params.get("device"),
             dtype=params.get("dtype"),
             threads=params.get("threads"),
+            quantize=params.get("quantize"),
             **extra,
         )
     if not isinstance(model, Model):

@@ -1,7 +1,8 @@
 """The application: our routes and those of frontends, behind the guard.
 
 Puts the parts together and says how errors look. Knows no modality: frontends bring their routes
-by the entry-point group `lfm2_mm.routes`, each an object with `router`.
+by the entry-point group `lfm2_mm.routes`, each an object with `router` and, where it answers chats
+in a modality of its own, `answer_modes`.
 """
 
 from __future__ import annotations
@@ -84,7 +85,9 @@ def create_app(options: ServerOptions, *, load: Callable[[str], Any] | None = No
     app.include_router(chat.router)
     for point in sorted(entry_points(group=ROUTE_GROUP), key=lambda found: found.name):
         try:
-            app.include_router(point.load().router)
+            plugin = point.load()
+            app.include_router(plugin.router)
+            context.answer_modes.update(getattr(plugin, "answer_modes", {}))
         except ImportError as problem:  # an extra that is not installed
             log.warning("the routes of %s are left out: %s", point.name, problem)
     web.mount(app)

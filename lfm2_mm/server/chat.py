@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from lfm2_mm.chat import Prompt
 from lfm2_mm.constrain import Constraint, from_response_format
-from lfm2_mm.events import Done, TextDelta
+from lfm2_mm.events import Done, TextDelta, TokenScore
 from lfm2_mm.model import Model
 from lfm2_mm.request import Request as EngineRequest
 from lfm2_mm.sampling import Sampling
@@ -27,7 +27,8 @@ from lfm2_mm.server.chat_schema import ChatRequest, stops_of, tools_of, wanted_t
 from lfm2_mm.server.context import Context, context_of, until_gone
 from lfm2_mm.server.deltas import Delta, Splitter
 from lfm2_mm.server.inputs import safe_messages
-from lfm2_mm.server.problems import body_of, from_exception
+from lfm2_mm.server.logprobs import logprobs_of
+from lfm2_mm.server.problems import ApiError, body_of, from_exception
 from lfm2_mm.server.registry import Served
 from lfm2_mm.server.worker import Ticket
 from lfm2_mm.toolcalls import Parsed, ToolCall, parse_output
@@ -62,10 +63,22 @@ class _Job:
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Continue a conversation (text, images, tools, JSON schema, streaming)."""
     context = context_of(request)
+    for modality in body.modalities or ():
+        if modality != "text":
+            mode = context.answer_modes.get(modality)
+            if mode is None:
+                raise ApiError(
+                    400,
+                    f"modalities asks for {modality}, which this server does not answer in; leave "
+                    "it out",
+                    code="unsupported_value",
+                    param="modalities",
+                )
+            body.check(context.options.limits)
+            return await mode(body, request)
     job = await until_gone(request, _begin(body, context))
     if body.stream:
-        # the first event decides between an error with a status and a stream
-        first = [aiter(ticket) for ticket in job.tickets]
+        first: list[AsyncIterator[Any]] = [aiter(ticket) for ticket in job.tickets]
         return StreamingResponse(
             _stream(job, first, context),
             media_type="text/event-stream",
@@ -97,9 +110,13 @@ async def _begin(body: ChatRequest, context: Context) -> _Job:
                 max_tokens=max_tokens,
                 stop=stops,
                 constraint=constraint,
+                logprobs=(body.top_logprobs or 0) if body.logprobs else None,
             )
             tickets.append(context.worker.submit(model.engine, engine_request))
-    except Exception:
+        for ticket in tickets:
+            if (refused := await ticket.begun) is not None:  # has a status, also before a stream
+                raise refused
+    except BaseException:
         for ticket in tickets:
             ticket.cancel()
         raise
@@ -135,7 +152,8 @@ async def _whole(job: _Job, context: Context) -> dict[str, Any]:
             context.metrics.failed(job.served.id)
         raise
     choices = []
-    for index, (raw, done) in enumerate(texts):
+    tokenizer = job.served.model.tokenizer
+    for index, (raw, scores, done) in enumerate(texts):
         context.metrics.ended(job.served.id, done)
         parsed = _parsed(job, raw)
         message: dict[str, Any] = {"role": "assistant", "content": parsed.text, "refusal": None}
@@ -149,21 +167,23 @@ async def _whole(job: _Job, context: Context) -> dict[str, Any]:
                 "index": index,
                 "message": message,
                 "finish_reason": _reason(done, bool(parsed.tool_calls)),
-                "logprobs": None,
+                "logprobs": logprobs_of(tokenizer, scores) if job.body.logprobs else None,
             }
         )
-    dones = [done for _, done in texts]
+    dones = [done for _, _, done in texts]
     own = {"choices": choices, "usage": _usage(dones), "lfm2_mm": _own(job, dones)}
     return {**job.head("chat.completion"), **own}
 
 
-async def _collect(ticket: Ticket) -> tuple[str, Done]:
-    pieces = []
+async def _collect(ticket: Ticket) -> tuple[str, list[TokenScore], Done]:
+    pieces: list[str] = []
+    scores: list[TokenScore] = []
     async for event in ticket:
         if isinstance(event, TextDelta):
             pieces.append(event.text)
+            scores += event.scores
     assert ticket.done is not None
-    return "".join(pieces), ticket.done
+    return "".join(pieces), scores, ticket.done
 
 
 def _parsed(job: _Job, raw: str) -> Parsed:
@@ -220,7 +240,8 @@ async def _stream(
     job: _Job, events: list[AsyncIterator[Any]], context: Context
 ) -> AsyncIterator[bytes]:
     """Server-sent events, ended by `[DONE]`; what fails on the way is an event, too."""
-    queue: asyncio.Queue[tuple[int, Delta | Done | Exception]] = asyncio.Queue()
+    queue: _Queue = asyncio.Queue()
+    tokenizer = job.served.model.tokenizer
     head = job.head("chat.completion.chunk")
     tasks = [
         asyncio.create_task(_pump(job, index, ticket, queue)) for index, ticket in enumerate(events)
@@ -231,7 +252,7 @@ async def _stream(
         for index in range(len(tasks)):
             yield _event(head, index, {"role": "assistant", "content": ""})
         while len(dones) < len(tasks):
-            index, found = await queue.get()
+            index, found, scores = await queue.get()
             if isinstance(found, Exception):
                 context.metrics.failed(job.served.id)
                 yield _line(body_of(from_exception(found)))
@@ -239,7 +260,8 @@ async def _stream(
             if isinstance(found, Delta):
                 if found.tool_calls:
                     called.add(index)
-                yield _event(head, index, _fields(found))
+                likely = logprobs_of(tokenizer, scores) if scores else None
+                yield _event(head, index, _fields(found), logprobs=likely)
                 continue
             dones.append(found)
             context.metrics.ended(job.served.id, found)
@@ -256,32 +278,35 @@ async def _stream(
             ticket.cancel()
 
 
-async def _pump(
-    job: _Job,
-    index: int,
-    ticket: AsyncIterator[Any],
-    queue: asyncio.Queue[tuple[int, Delta | Done | Exception]],
-) -> None:
+_Queue = asyncio.Queue[tuple[int, Delta | Done | Exception, list[TokenScore]]]
+"""Which choice, what is new of it, and the scores of its tokens."""
+
+
+async def _pump(job: _Job, index: int, ticket: AsyncIterator[Any], queue: _Queue) -> None:
     """Read one answer's events into the queue that the stream is written from."""
     splitter = Splitter(thinking_open=job.prompt.thinking_open)
     forced: list[str] = []
+    scores: list[TokenScore] = []  # of tokens whose text is not shown yet
     try:
         async for event in ticket:
+            if isinstance(event, TextDelta):
+                scores += event.scores
             if isinstance(event, TextDelta) and job.forced:
                 forced.append(event.text)
             elif isinstance(event, TextDelta):
                 if delta := splitter.push(event.text):
-                    queue.put_nowait((index, delta))
+                    queue.put_nowait((index, delta, scores))
+                    scores = []
             elif isinstance(event, Done):
                 last = splitter.end()
                 if job.forced:
                     parsed = _parsed(job, "".join(forced))
                     last = Delta(parsed.text, tool_calls=parsed.tool_calls)
-                if last:
-                    queue.put_nowait((index, last))
-                queue.put_nowait((index, event))
+                if last or scores:
+                    queue.put_nowait((index, last, scores))
+                queue.put_nowait((index, event, []))
     except Exception as problem:
-        queue.put_nowait((index, problem))
+        queue.put_nowait((index, problem, []))
 
 
 def _fields(delta: Delta) -> dict[str, Any]:
@@ -298,9 +323,13 @@ def _fields(delta: Delta) -> dict[str, Any]:
 
 
 def _event(
-    head: dict[str, Any], index: int, delta: dict[str, Any], reason: str | None = None
+    head: dict[str, Any],
+    index: int,
+    delta: dict[str, Any],
+    reason: str | None = None,
+    logprobs: dict[str, Any] | None = None,
 ) -> bytes:
-    choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": None}
+    choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
     return _line({**head, "choices": [choice]})
 
 

@@ -6,22 +6,27 @@ A route, ours or a frontend's, gets all it needs through `context_of(request)`. 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 from fastapi import Request
+from fastapi.responses import Response
 from starlette.requests import HTTPConnection
 
+from lfm2_mm.server.chat_schema import ChatRequest
 from lfm2_mm.server.metrics import Metrics
 from lfm2_mm.server.options import ServerOptions
 from lfm2_mm.server.registry import Registry
 from lfm2_mm.server.safe_fetch import PublicFetcher
 from lfm2_mm.server.worker import Worker
 
-__all__ = ["Context", "Gone", "context_of", "until_gone"]
+__all__ = ["AnswerMode", "Context", "Gone", "context_of", "until_gone"]
 
 _T = TypeVar("_T")
+
+AnswerMode = Callable[[ChatRequest, Request], Awaitable[Response]]
+"""Answers a chat request in a modality beside text."""
 
 
 class Gone(Exception):
@@ -39,6 +44,7 @@ class Context:
         metrics: Counts.
         fetcher: Reads public URLs; None if none are read.
         extras: What frontends' routes keep, by their name.
+        answer_modes: Who answers a chat in a modality beside text, by its name in `modalities`.
     """
 
     options: ServerOptions
@@ -47,6 +53,7 @@ class Context:
     metrics: Metrics
     fetcher: PublicFetcher | None
     extras: dict[str, Any] = field(default_factory=dict)
+    answer_modes: dict[str, AnswerMode] = field(default_factory=dict)
 
 
 def context_of(connection: HTTPConnection) -> Context:

@@ -25,6 +25,7 @@ class Limits:
         image_bytes: Size of one image, decoded from base64 or fetched.
         images: Images of one conversation.
         audio_bytes: Size of one recording.
+        audio_seconds: Length of one recording.
         fetch_seconds: Time for one image to be fetched, redirects included.
         fetch_redirects: Hops of one fetch.
         max_tokens: Tokens of one answer.
@@ -34,6 +35,8 @@ class Limits:
         seconds: Time a request may take in all, waiting included.
         documents: Texts of one embeddings, rerank or index request.
         sockets: Realtime conversations at once.
+        idle_seconds: A realtime conversation ends when its client is silent for so long.
+        frame_bytes: Size of one message of a realtime conversation.
     """
 
     body_bytes: int = 64 * _MIB
@@ -41,6 +44,7 @@ class Limits:
     image_bytes: int = 32 * _MIB
     images: int = 32
     audio_bytes: int = 32 * _MIB
+    audio_seconds: float = 3600.0
     fetch_seconds: float = 15.0
     fetch_redirects: int = 3
     max_tokens: int = 8192
@@ -50,6 +54,8 @@ class Limits:
     seconds: float = 600.0
     documents: int = 2048
     sockets: int = 8
+    idle_seconds: float = 300.0
+    frame_bytes: int = 4 * _MIB
 
 
 @dataclass(frozen=True, kw_only=True)

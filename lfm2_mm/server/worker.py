@@ -1,16 +1,18 @@
 """The one thread that runs models: requests of all callers join the engines' batches here.
 
 The event loop hands in requests and jobs and never waits for a step. Between two steps at most one
-job runs, so that whoever streams goes on streaming. Knows engines and handles; no HTTP.
+job runs, so that whoever streams goes on streaming; guests, such as voice conversations, do a part
+of their work in every cycle. Knows engines and handles; no HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, TypeVar
 
 from lfm2_mm.engine import Engine
@@ -19,15 +21,22 @@ from lfm2_mm.request import Handle, Request
 from lfm2_mm.server.options import Limits
 from lfm2_mm.server.problems import ApiError
 
-__all__ = ["Ticket", "Worker"]
+__all__ = ["Guest", "Ticket", "Worker"]
 
+log = logging.getLogger("lfm2_mm.server")
 _T = TypeVar("_T")
+
+Guest = Callable[[], Engine | bool]
+"""Does a short part of its work. Returns an engine that must step before it can go on; True if it
+has more to do; False if it has nothing to do until somebody calls `Worker.nudge`."""
 
 
 class Ticket:
     """One request on its way: iterate it for events; close or drop it to cancel.
 
     Attributes:
+        begun: Done once the engine has taken the request; its result is what it was refused with,
+            or None.
         done: The last event, once it was read.
         late: Whether the request's time was up before it ended.
     """
@@ -38,6 +47,7 @@ class Ticket:
         self.engine, self._open, self._until = engine, handle_of, until
         self._handle: Handle | None = None
         self._cancelled = False
+        self.begun: asyncio.Future[Exception | None] = self._loop.create_future()
         self.done: Done | None = None
         self.late = False
 
@@ -47,7 +57,7 @@ class Ticket:
         if self._handle is not None:
             self._handle.cancel()
 
-    async def __aiter__(self) -> AsyncIterator[Event]:
+    async def __aiter__(self) -> AsyncGenerator[Event, None]:
         try:
             while True:
                 event = await self._events.get()
@@ -75,10 +85,11 @@ class Ticket:
         try:
             self._handle = self._open()
         except Exception as problem:
-            self._tell([Error(problem)])
+            self._tell([Error(problem)], problem)
             return False
         if self._cancelled:
             self._handle.cancel()
+        self._tell([])
         return True
 
     def deliver(self) -> bool:
@@ -92,8 +103,10 @@ class Ticket:
             self._tell(events)
         return not handle.ended
 
-    def _tell(self, events: list[Event]) -> None:
+    def _tell(self, events: list[Event], problem: Exception | None = None) -> None:
         def put() -> None:
+            if not self.begun.done():
+                self.begun.set_result(problem)
             for event in events:
                 self._events.put_nowait(event)
 
@@ -119,6 +132,8 @@ class Worker:
         self._inbox: deque[Ticket] = deque()
         self._jobs: deque[Callable[[], None]] = deque()
         self._tickets: list[Ticket] = []
+        self._guests: list[Guest] = []
+        self._nudged = False
         self._open = 0  # requests and jobs that were let in and have not ended
         self._wake = threading.Condition()
         self._closing = False
@@ -209,6 +224,25 @@ class Worker:
             self._wake.notify()
         return await future
 
+    def invite(self, guest: Guest) -> None:
+        """Call it in every cycle from now on, in the worker's thread."""
+        with self._wake:
+            self._guests.append(guest)
+            self._nudged = True
+            self._wake.notify()
+
+    def dismiss(self, guest: Guest) -> None:
+        """Call it no more; a call that is on is not waited for."""
+        with self._wake:
+            if guest in self._guests:
+                self._guests.remove(guest)
+
+    def nudge(self) -> None:
+        """Guests may have something to do; from any thread, and never waits for a step."""
+        with self._wake:
+            self._nudged = True
+            self._wake.notify()
+
     def _admit(self) -> None:
         if self._closing:
             raise ApiError(503, "the server is shutting down; try another one", code="closing")
@@ -223,20 +257,38 @@ class Worker:
     def _work(self) -> None:
         while True:
             with self._wake:
-                while not (self._inbox or self._jobs or self._tickets or self._closing):
+                while not (
+                    self._inbox or self._jobs or self._tickets or self._closing or self._nudged
+                ):
                     self._wake.wait()
                 if self._closing and not (self._inbox or self._jobs or self._tickets):
                     return
                 fresh = [self._inbox.popleft() for _ in range(len(self._inbox))]
                 job = self._jobs.popleft() if self._jobs else None
+                guests, self._nudged = list(self._guests), False
             self._tickets += [ticket for ticket in fresh if self._still(ticket.begin())]
             if job is not None:
                 job()
                 self._still(False)
-            for engine in {id(t.engine): t.engine for t in self._tickets}.values():
+            engines = [ticket.engine for ticket in self._tickets]
+            for guest in guests:
+                wants = self._call(guest)
+                if wants is not False:
+                    self._nudged = True  # this one needs another cycle
+                if not isinstance(wants, bool):
+                    engines.append(wants)
+            for engine in {id(engine): engine for engine in engines}.values():
                 engine.step()
                 self.steps += 1
             self._tickets = [ticket for ticket in self._tickets if self._still(ticket.deliver())]
+
+    def _call(self, guest: Guest) -> Engine | bool:
+        try:
+            return guest()
+        except Exception:
+            log.exception("a guest failed and is sent away")
+            self.dismiss(guest)
+            return False
 
     def _still(self, going: bool) -> bool:
         """Count what ended; says whether it did not."""

@@ -23,7 +23,7 @@ __all__ = ["QUESTIONS", "documents", "questions", "run"]
 
 QUESTIONS = (
     "How hot should the water for green tea be?",
-    "Erdbeben und Tsunami",
+    "Wasser sparen im Garten",
     "图书馆借书",
     "炊飯器でお粥を炊く",
 )

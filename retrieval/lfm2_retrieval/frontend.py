@@ -58,6 +58,7 @@ class RetrievalFrontend:
             dtype=options.dtype,
             device=options.device,
             where=checkpoint.name,
+            quantize=options.backbone_schemes,
         )
 
         def stored() -> Iterator[tuple[str, Tensor]]:

@@ -59,9 +59,8 @@ def index() -> None:
 @click.option(
     "--pool-factor",
     type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Merge similar vectors to about one in so many: smaller, a little less exact.",
+    help="Merge similar vectors to about one in so many: smaller, a little less exact.  "
+    "[default: as the index was made, 1 for a new one]",
 )
 def add(index: Path, paths: tuple[Path, ...], **params: Any) -> None:
     """Index files and folders; INDEX is made if there is none.
@@ -202,11 +201,20 @@ def _watch(opened: Index, paths: Sequence[Path], params: dict[str, Any]) -> None
     """Follow the changes of the paths until Ctrl-C."""
     from lfm2_retrieval.documents import watch
 
+    removed: set[str] = set()
+    changed: set[str] = set()
+
     def follow(changes: Changes) -> None:
+        # what cannot be done now is done with the next change
+        removed.update(changes.removed)
+        removed.difference_update(changes.changed)
+        changed.update(changes.changed)
         try:
-            gone = [id for name in changes.removed for id in _matching(opened, name)]
+            gone = [id for name in sorted(removed) for id in _matching(opened, name)]
             deleted = opened.delete(gone) if gone else 0
-            report = opened.add(list(paths)) if changes.changed else None
+            removed.clear()
+            report = opened.add(list(paths), only=sorted(changed)) if changed else None
+            changed.clear()
         except Lfm2Error as error:  # a lock, a full disk: the next change tries again
             terminal.warn(" ".join(str(error).split()))
             return

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,13 +19,10 @@ from lfm2_mm.errors import InputError
 from lfm2_retrieval.reranking import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from lfm2_retrieval.index.encoders import EncoderLike
     from lfm2_retrieval.index.index import Index
 
 __all__ = [
-    "Pooled",
     "common_options",
     "index_argument",
     "open_index",
@@ -63,53 +60,6 @@ def retriever_options(function: F) -> F:
     return model(model_options(common_options(function)))
 
 
-class Pooled:
-    """An encoder whose documents keep one vector in so many.
-
-    Args:
-        encoder: The encoder.
-        factor: How many vectors become one.
-    """
-
-    def __init__(self, encoder: EncoderLike, factor: int) -> None:
-        self._encoder, self._factor = encoder, factor
-
-    @property
-    def name(self) -> str:
-        """As the user named it."""
-        return self._encoder.name
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the encoder: queries meet pooled and other documents alike."""
-        return self._encoder.fingerprint
-
-    @property
-    def dim(self) -> int:
-        """Length of a vector."""
-        return self._encoder.dim
-
-    def encode_queries(self, texts: Sequence[str], **options: Any) -> list[Tensor]:
-        """As the encoder does."""
-        return self._encoder.encode_queries(texts, **options)
-
-    def encode_documents(self, texts: Sequence[str], **options: Any) -> list[Tensor]:
-        """As the encoder does, pooled."""
-        return self._encoder.encode_documents(texts, **{**options, "pool_factor": self._factor})
-
-    def query_tokens(self, text: str) -> list[tuple[str, int, int]]:
-        """As the encoder does."""
-        return self._encoder.query_tokens(text)
-
-    def document_tokens(self, text: str) -> list[tuple[str, int, int]]:
-        """As the encoder does; there are more of them than pooled rows."""
-        return self._encoder.document_tokens(text)
-
-    def count_tokens(self, text: str) -> int:
-        """As the encoder does."""
-        return self._encoder.count_tokens(text)
-
-
 def open_index(folder: Path, *, read_only: bool = False) -> Index:
     """An index that exists, without its model.
 
@@ -122,7 +72,7 @@ def open_index(folder: Path, *, read_only: bool = False) -> Index:
 
 
 def open_with_model(
-    folder: Path, params: dict[str, Any], *, create: bool = False, pool_factor: int = 1
+    folder: Path, params: dict[str, Any], *, create: bool = False, pool_factor: int | None = None
 ) -> tuple[Index, EncoderLike]:
     """An index and its model, loaded.
 
@@ -130,7 +80,7 @@ def open_with_model(
         folder: The index.
         params: Of the verb: `model`, `device`, `dtype`, `threads`, `quiet`.
         create: Whether to make the index if there is none, and to change it.
-        pool_factor: Of documents that will be added.
+        pool_factor: See `Index.open`.
 
     Raises:
         IndexFault: if there is no index, it cannot be used, or another model made it.
@@ -154,10 +104,12 @@ def open_with_model(
     if (note := plugins.note_for(name)) is not None:
         terminal.say(note, quiet=quiet)
     with terminal.working(f"loading {name}", quiet=quiet):
-        flags = {flag: params.get(flag) for flag in ("device", "dtype", "threads")}
+        flags = {f: params.get(f) for f in ("device", "dtype", "threads", "quantize")}
         encoder = load_encoder(name, **flags)
-        used = encoder if pool_factor == 1 else Pooled(encoder, pool_factor)
-        return Index.open(folder, used, create=create, read_only=not create), encoder
+        opened = Index.open(
+            folder, encoder, create=create, read_only=not create, pool_factor=pool_factor
+        )
+        return opened, encoder
 
 
 def print_json(value: Any) -> None:

@@ -36,9 +36,8 @@ def test_models_lists_what_is_here_and_what_exists(run: Run, embedded: Path) -> 
     assert worn["state"] == "damaged" and "model.safetensors" in worn["problem"]
     assert [row["name"] for row in rest] == [known.id for known in KNOWN_MODELS]
     states = {row["kind"]: row["state"] for row in rest}
-    for kind in ("vision", "text", "retrieval", "embedding"):
+    for kind in ("audio", "vision", "text", "retrieval", "embedding"):
         assert states[kind] == "to download"
-    assert states["audio"] == "no frontend"
 
 
 def test_models_as_a_plain_table_and_one_by_name(run: Run, embedded: Path) -> None:
@@ -106,7 +105,7 @@ def test_doctor_tells_what_was_found(run: Run, nano_folder: Path) -> None:
     assert settings["device"]["from"] == "default"
     assert report["versions"]["torch"].startswith("2.")
     assert report["machine"]["cores"] >= 1 and report["machine"]["memory"] > 1e8
-    assert [row["name"] for row in report["frontends"]] == ["retrieval", "vision"]
+    assert [row["name"] for row in report["frontends"]] == ["audio", "retrieval", "vision"]
     assert "nano-vl" in next(row for row in report["plugins"] if row["name"] == "vision")["recipes"]
     text = run("doctor").stdout
     for part in ("versions", "machine", "settings", "frontends", "plugins", "nothing is broken"):

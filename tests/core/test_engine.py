@@ -17,6 +17,7 @@ from lfm2_mm.constrain import Constraint
 from lfm2_mm.errors import ConstraintError, ContextOverflow, InputError, Lfm2Error
 from lfm2_mm.events import Done, Error, TextDelta
 from lfm2_mm.frontends import Prepared
+from lfm2_mm.heads import TextState
 from lfm2_mm.model import Model
 from lfm2_mm.request import Handle, Request
 from lfm2_mm.sampling import Sampling
@@ -352,6 +353,7 @@ def test_a_head_that_raises_for_one_spares_the_others(model: Model) -> None:
     def fail(*args: object) -> None:
         raise ConstraintError("no way on")
 
+    assert isinstance(doomed, TextState)
     doomed.sampler.pick = fail  # type: ignore[method-assign, assignment]
     with pytest.raises(ConstraintError, match="no way on"):
         handles[0].text()

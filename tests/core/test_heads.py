@@ -52,7 +52,9 @@ def test_the_next_row_is_the_token_embedding() -> None:
 def test_scores_are_products_with_the_weight() -> None:
     tied = oracle.shared("dense").head
     x = torch.randn(2, 3, 64, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(tied.logits(x), x @ tied.weight.T)
+    weight = tied.weight
+    assert isinstance(weight, torch.Tensor)
+    assert torch.allclose(tied.logits(x), x @ weight.T)
     untied = oracle.shared("untied")
     assert untied.head.weight is not untied.backbone.embed_tokens.weight
     assert tied.weight is oracle.shared("dense").backbone.embed_tokens.weight

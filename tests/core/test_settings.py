@@ -76,6 +76,7 @@ def test_threads_from_text(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("device", "gpu", "one of auto, cpu, cuda, mps"),
         ("dtype", "int8", "one of auto, float32, bfloat16, float16"),
+        ("quantize", "int3", "one of none, int4, int8"),
         ("threads", "0", "a positive integer up to 1024"),
         ("threads", "-2", "a positive integer up to 1024"),
         ("threads", "two", "a positive integer up to 1024"),
@@ -154,7 +155,7 @@ def test_hugging_face_is_reported_and_the_token_never_shown(
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     found = resolve()
     assert "hf_secret" not in repr(found)
-    assert found.rows()[5:] == [
+    assert found.rows()[6:] == [
         Setting("hf_home", "/somewhere/huggingface", "default"),
         Setting("hf_hub_offline", "yes", "environment variable HF_HUB_OFFLINE"),
         Setting("hf_token", "set", "environment variable HF_TOKEN"),

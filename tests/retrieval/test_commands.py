@@ -134,6 +134,14 @@ def test_pooling_stores_fewer_vectors_and_highlights_all_the_same(
         found = json.loads(run("search", notes, "brake", "--json").stdout)["hits"]
         assert "brake" in [hit["text"][a:b] for hit in found for a, b, _ in hit["spans"]]
     assert tokens[1] < 0.7 * tokens[0]
+    # an index remembers: what is added later is pooled, too, and nothing else is accepted
+    again = run("index", "add", notes, made[0] / "library.txt", "-m", MODEL, "--json")
+    alone = run(
+        "index", "add", tmp_path / "alone.idx", made[0] / "library.txt", "-m", MODEL, "--json"
+    )
+    assert json.loads(again.stdout)["tokens"] < 0.7 * json.loads(alone.stdout)["tokens"]
+    said = sentence(run("index", "add", notes, made[0], "-m", MODEL, "--pool-factor", 3))
+    assert "was made with pool factor 2, not 3; leave the pool factor out, or make a new" in said
 
 
 def test_a_bar_shows_on_a_terminal_only(

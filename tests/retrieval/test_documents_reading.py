@@ -19,6 +19,7 @@ from lfm2_retrieval.documents import (
     watch,
 )
 from lfm2_retrieval.documents.language import detect
+from lfm2_retrieval.documents.walk import Found
 
 
 def words(text: str) -> int:
@@ -76,6 +77,28 @@ def test_known_documents_are_unchanged_row_by_row(folder: Path) -> None:
     (folder / "a.txt").write_text("Other text.\n")
     changed = [p for p, d in run(folder, known=known).items() if isinstance(d, Document)]
     assert changed == ["a.txt", "c.csv#2"]
+
+
+def test_only_what_is_named_is_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lfm2_retrieval.documents import reading
+
+    opened: list[str] = []
+    real = reading.read_bytes
+
+    def noted(found: Found, limits: Limits) -> bytes:
+        opened.append(found.name)
+        return real(found, limits)
+
+    monkeypatch.setattr(reading, "read_bytes", noted)
+
+    def only(*names: str) -> list[str]:
+        found = read_documents([folder, folder / "gone"], count_tokens=words, only=names)
+        return [item.path for item in found]
+
+    assert only("b") == ["b/two.md"]
+    assert only("c.csv", "a.txt") == ["a.txt", "c.csv#1", "c.csv#2"]
+    assert only("two.md") == only() == []
+    assert opened == ["b/two.md", "a.txt", "c.csv"]
 
 
 def test_hidden_names_and_caches_are_passed_over(folder: Path) -> None:

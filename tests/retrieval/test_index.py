@@ -68,7 +68,7 @@ def test_the_best_passages_are_found(
     tmp_path: Path, compressed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Sizes, "exact", 1000 if compressed else 10**9)
-    monkeypatch.setattr(plaid, "stages_for", lambda k: plaid.Stages(16, 150, 80))
+    monkeypatch.setattr(plaid, "stages_for", lambda k: plaid.Stages(16, 150, 80, 40))
     rows = corpus(300)
     index = fill(tmp_path / "i", rows)
     assert (index.status().centroids > 0) == compressed
@@ -87,7 +87,7 @@ def test_the_best_passages_are_found(
 def test_every_passage_that_fits_is_found_though_cells_are_few(
     tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plaid, "stages_for", lambda k: plaid.Stages(2, 60, 30))
+    monkeypatch.setattr(plaid, "stages_for", lambda k: plaid.Stages(2, 60, 40, 30))
     rows = corpus(200)
     index = fill(tmp_path / "i", rows)
     query = corpus(1, seed=7)[0]
@@ -565,7 +565,7 @@ def test_a_damaged_manifest_is_detected_and_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"version": 9}, IndexMismatch, "has format version 9, but this program reads version 1"),
+        ({"version": 9}, IndexMismatch, "has format version 9, but this program reads version 2"),
         ({"format": "zip"}, CorruptIndex, "is no manifest"),
         ({"segments": [{"name": "../x"}]}, CorruptIndex, "is no manifest"),
     ],

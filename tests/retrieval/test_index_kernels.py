@@ -51,31 +51,12 @@ def test_maxsim_of_many_passages_goes_in_batches() -> None:
     np.testing.assert_allclose(found, np.array(wanted)[order], rtol=1e-5, atol=1e-4)
 
 
-def test_centroid_maxsim_takes_tokens_for_their_centroids() -> None:
-    source = np.random.default_rng(3)
-    scores = source.standard_normal((7, 4)).astype(np.float32)
-    starts, counts = layout([3, 1, 9])
-    codes = source.integers(0, 7, 13).astype(np.uint16)
-    found = kernels.centroid_maxsim(scores, codes, starts, counts)
-    wanted = [scores[codes[a : a + n]].max(0).sum() for a, n in zip(starts, counts, strict=True)]
-    np.testing.assert_allclose(found, wanted, rtol=1e-6)
-
-
-def test_cells_give_each_row_its_best_gain_once() -> None:
-    # centroid 0: passages 0 and 2; centroid 1: passage 2; centroid 2: passages 1 and 2
-    passages, offsets = np.array([0, 2, 2, 1, 2], np.int32), np.array([0, 2, 3, 5])
-    cells = np.array([[1, 0], [2, 1]])
-    gains = np.array([[0.25, 0.5], [0.0, 2.0]], np.float32)
-    found = kernels.accumulate_cells(passages, offsets, cells, gains, 4)
-    np.testing.assert_array_equal(found, np.array([0.5, 0.0, 2.5, 0.0], np.float32))
-
-
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_what_is_encoded_comes_back_nearly(bits: int) -> None:
     rows = np.concatenate(corpus(200))
     book = Codebook.train(rows.copy(), len(rows), bits)
     codes, packed = book.encode(rows)
-    assert packed.shape == (len(rows), DIM * bits // 8)
+    assert packed.shape == (len(rows), DIM * bits // 8 + 1)
     assert book.bits == bits
     back = book.decode(codes, packed)
     np.testing.assert_allclose(np.linalg.norm(back, axis=1), 1, rtol=1e-5)
@@ -83,9 +64,26 @@ def test_what_is_encoded_comes_back_nearly(bits: int) -> None:
     assert cosines.mean() > {2: 0.985, 4: 0.995, 8: 0.9995}[bits]
     # a bucket holds what lies between its cutoffs, in the order of the dimensions
     residual = rows[0] - book.centroids[codes[0]]
-    buckets = np.searchsorted(book.cutoffs, residual, side="right")
-    plain = book.centroids[codes[0]] + book.weights[buckets]
+    buckets = np.searchsorted(book.cutoffs, residual / np.sqrt((residual**2).mean()), side="right")
+    values = book.weights[buckets]
+    scale = book.scales[packed[0, -1]]
+    assert scale == pytest.approx((values @ residual) / (values @ values), rel=0.02)
+    plain = book.centroids[codes[0]] + scale * values
     np.testing.assert_allclose(back[0], unit(plain[None])[0], rtol=1e-4, atol=1e-6)
+
+
+def test_the_scale_helps_where_some_tokens_are_near_and_some_far() -> None:
+    source = np.random.default_rng(5)
+    topics = unit(source.standard_normal((16, 64)).astype(np.float32))
+    noise = source.standard_normal((4000, 64), dtype=np.float32)
+    sizes = np.where(np.arange(4000) % 2, 0.01, 0.1).astype(np.float32)
+    rows = unit(topics[source.integers(0, 16, 4000)] + sizes[:, None] * noise)
+    book = Codebook.train(rows.copy(), 256, 4)
+    back = book.decode(*book.encode(rows))
+    left = np.linalg.norm(rows - book.centroids[book.assign(rows)], axis=1)
+    lost = np.linalg.norm(back - rows, axis=1)
+    assert lost[::2].sum() < 0.12 * left[::2].sum()
+    assert lost[1::2].sum() < 0.12 * left[1::2].sum()
 
 
 def test_residual_maxsim_is_that_of_the_decoded_tokens() -> None:
@@ -95,7 +93,7 @@ def test_residual_maxsim_is_that_of_the_decoded_tokens() -> None:
     starts, counts = layout([10, 1, 25, 10])
     query = corpus(1, seed=9)[0]
     found = kernels.residual_maxsim(
-        query, book.centroids, codes, packed, book.weights, starts, counts
+        query, book.centroids, codes, packed, book.weights, book.scales, starts, counts
     )
     back = book.decode(codes, packed)
     wanted = [maxsim(query, back[a : a + n]) for a, n in zip(starts, counts, strict=True)]
@@ -149,7 +147,7 @@ def test_a_codebook_is_read_as_it_was_written(tmp_path: Path) -> None:
     stored = book.write(tmp_path / "codebooks" / "one")
     codes = Codes(name="one", centroids=len(book.centroids), trained_tokens=1, files=stored)
     back = Codebook.read(tmp_path, codes, DIM, 2)
-    for name in ("centroids", "cutoffs", "weights"):
+    for name in ("centroids", "cutoffs", "weights", "scales"):
         np.testing.assert_array_equal(getattr(back, name), getattr(book, name))
     (tmp_path / "codebooks" / "one" / "weights.bin").write_bytes(b"")
     with pytest.raises(CorruptIndex, match=r"weights.bin' has 0 bytes instead of 16; restore"):

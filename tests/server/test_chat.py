@@ -118,6 +118,31 @@ def test_a_tool_call_can_be_demanded(client: openai.OpenAI, choice: Any, stream:
     assert json.loads(calls[0].function.arguments)["colour"] in ("red", "blue")
 
 
+def test_logprobs_are_those_of_the_model(client: openai.OpenAI) -> None:
+    from lfm2_mm.loading import load
+
+    answer = ask(client, logprobs=True, top_logprobs=3)
+    (entry,) = answer.choices[0].logprobs.content
+    model = load("nano-vl")
+    image = {"type": "image", "image": CIRCLE}
+    text = {"type": "text", "text": "What colour is the circle?"}
+    scores = model.logits([{"role": "user", "content": [image, text]}])[-1].log_softmax(-1)
+    assert entry.token == "red" and bytes(entry.bytes) == b"red"
+    best, ids = scores.topk(3)
+    assert entry.logprob == pytest.approx(float(best[0]), abs=1e-4)
+    assert [one.logprob for one in entry.top_logprobs] == pytest.approx(best.tolist(), abs=1e-4)
+    assert [one.token for one in entry.top_logprobs] == [model.tokenizer.decode([i]) for i in ids]
+    chunks = list(ask(client, logprobs=True, stream=True))
+    found = [e for c in chunks if c.choices[0].logprobs for e in c.choices[0].logprobs.content]
+    assert [(one.token, one.top_logprobs) for one in found] == [("red", [])]
+
+
+def test_what_the_engine_refuses_has_a_status_before_a_stream(client: openai.OpenAI) -> None:
+    long = [{"role": "user", "content": "word " * 5000}]
+    with pytest.raises(openai.BadRequestError, match="but the model's context holds"):
+        ask(client, messages=long, stream=True)
+
+
 def test_several_choices(client: openai.OpenAI) -> None:
     answer = ask(client, n=3, temperature=1.0, seed=4)
     assert [choice.index for choice in answer.choices] == [0, 1, 2]

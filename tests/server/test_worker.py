@@ -154,3 +154,105 @@ def test_what_was_begun_is_finished_at_the_end_and_nothing_new_begins() -> None:
         await stopping
 
     run(work)
+
+
+# --- guests ------------------------------------------------------------------------------------
+
+
+async def until(condition: Any) -> None:
+    for _ in range(500):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not come about")
+
+
+def test_a_guest_is_called_when_it_is_nudged_and_not_before() -> None:
+    async def work(worker: Worker) -> None:
+        calls: list[str] = []
+
+        def guest() -> bool:
+            calls.append(threading.current_thread().name)
+            return len(calls) in (1, 2)  # has more to do, twice
+
+        worker.invite(guest)
+        await until(lambda: len(calls) == 3)
+        await asyncio.sleep(0.05)
+        assert calls == ["lfm2-worker"] * 3
+        worker.nudge()
+        await until(lambda: len(calls) == 4)
+        worker.dismiss(guest)
+        worker.nudge()
+        await asyncio.sleep(0.05)
+        assert len(calls) == 4
+
+    run(work)
+
+
+def test_an_engine_that_a_guest_waits_for_steps_once_a_cycle_for_all() -> None:
+    async def work(worker: Worker) -> None:
+        engine = Letters(10)
+        mine = engine.submit(cast(Request, None))
+        seen: list[int] = []
+
+        def guest() -> Any:
+            seen.append(len(mine.drain()))
+            return False if mine.ended else cast(Engine, engine)
+
+        ticket = submit(worker, engine)
+        worker.invite(guest)
+        assert await text_of(ticket) == "x" * 10
+        await until(lambda: mine.ended)
+        assert max(seen) <= 2 and worker.steps <= 13  # ten letters and the end; begun apart
+
+    run(work)
+
+
+def test_guests_and_requests_take_turns() -> None:
+    async def work(worker: Worker) -> None:
+        calls: list[int] = []
+
+        def guest() -> bool:
+            calls.append(worker.steps)
+            return True  # never has enough
+
+        worker.invite(guest)
+        assert await text_of(submit(worker, Letters(30))) == "x" * 30
+        assert await worker.run(lambda: 7) == 7
+        assert len(calls) >= 30
+        worker.dismiss(guest)
+
+    run(work)
+
+
+def test_a_guest_that_fails_is_sent_away_and_the_others_stay(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def work(worker: Worker) -> None:
+        calls: list[int] = []
+
+        def broken() -> bool:
+            raise ZeroDivisionError
+
+        def sound() -> bool:
+            calls.append(1)
+            return False
+
+        worker.invite(broken)
+        worker.invite(sound)
+        await until(lambda: calls)
+        n = len(calls)
+        worker.nudge()
+        await until(lambda: len(calls) > n)
+        assert await text_of(submit(worker, Letters(5))) == "x" * 5
+
+    run(work)
+    assert sum("a guest failed and is sent away" in r.message for r in caplog.records) == 1
+
+
+def test_a_guest_does_not_keep_the_server_from_ending() -> None:
+    async def work(worker: Worker) -> None:
+        worker.invite(lambda: True)
+        assert await text_of(submit(worker, Letters(3))) == "xxx"
+
+    run(work)

@@ -190,6 +190,7 @@ class VisionFrontend:
                 dtype=options.dtype,
                 device=options.device,
                 where=checkpoint.name,
+                quantize=options.encoder_schemes,
             )
         config = ImageConfig.from_files(checkpoint.folder, checkpoint.config).with_budget(
             options.extra.get("max_image_tokens"), options.extra.get("max_tiles")

@@ -6,18 +6,22 @@ Writes the three files that `searchers.Corpus` reads, a block at a time. Knows n
 from __future__ import annotations
 
 import gzip
+import hashlib
+import os
 import random
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lfm2_mm.errors import InputError
 
-__all__ = ["MANUALS", "Stored", "draw", "encode", "passages"]
+__all__ = ["MANUALS", "Stored", "Vectors", "draw", "encode", "passages"]
 
 MANUALS = Path("/usr/share/man")
 """Manual pages of this machine; Debian has them in some 30 languages (`manpages-de`, …)."""
@@ -39,11 +43,15 @@ class Stored:
         passages: Passages.
         tokens: Their token vectors.
         queries: The queries' texts; empty for drawn vectors.
+        encoded: Passages that this run encoded; the others had been kept.
+        seconds: What that took.
     """
 
     passages: int
     tokens: int
     queries: tuple[str, ...] = ()
+    encoded: int = 0
+    seconds: float = 0.0
 
 
 def passages(folder: Path, count: int, *, seed: int = 0) -> list[str]:
@@ -95,17 +103,34 @@ def encode(
     *,
     queries: int,
     seed: int = 0,
+    cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Stored:
-    """Encode passages with a model, and as queries some words of random passages."""
-    lengths: list[int] = []
-    with open(folder / "vectors.f2", "wb") as file:
-        for begin in range(0, len(texts), _BLOCK):
-            for rows in encoder.encode_documents(texts[begin : begin + _BLOCK]):
-                file.write(rows.numpy().astype("<f2").tobytes())
-                lengths.append(len(rows))
-            if progress is not None:
-                progress(len(lengths), len(texts))
+    """Encode passages with a model, and as queries some words of random passages.
+
+    Args:
+        texts: The passages.
+        encoder: Makes the vectors.
+        folder: Where the three files go.
+        queries: How many.
+        seed: Names the queries.
+        cache: Folder that keeps vectors: what another run began is carried on, and what it finished
+            is used again. None keeps nothing.
+        progress: Told the passages encoded so far and all.
+    """
+    key = hashlib.sha256(f"{encoder.fingerprint}\n{texts[0]}".encode()).hexdigest()[:16]
+    kept = Vectors(folder if cache is None else cache / f"vectors-{key}", encoder.dim)
+    began = time.perf_counter()
+    done = kept.agrees(texts)
+    for begin in range(done, len(texts), _BLOCK):
+        some = texts[begin : begin + _BLOCK]
+        kept.add(some, [rows.numpy() for rows in encoder.encode_documents(some)])
+        if progress is not None:
+            progress(begin + len(some), len(texts))
+    seconds = time.perf_counter() - began
+    if cache is not None:
+        (folder / "vectors.f2").symlink_to(kept.path.resolve())
+    lengths = kept.lengths[: len(texts)]
     chance = random.Random(seed)
     asked = []
     for text in chance.choices(texts, k=queries):
@@ -118,7 +143,65 @@ def encode(
     # rows of zeros add nothing to any score
     padded = [np.pad(one, ((0, longest - len(one)), (0, 0))) for one in rows]
     _write(folder, lengths, np.stack(padded))
-    return Stored(len(lengths), sum(lengths), tuple(asked))
+    return Stored(
+        len(lengths), int(lengths.sum()), tuple(asked), encoded=len(texts) - done, seconds=seconds
+    )
+
+
+class Vectors:
+    """Vectors of passages in a folder that grows by blocks.
+
+    `vectors.f2` has the rows, `passages.u8` a digest and a length a passage. What a stopped run
+    left half-written is cut off.
+
+    Args:
+        folder: Where; made if absent.
+        dim: Length of a vector.
+    """
+
+    def __init__(self, folder: Path, dim: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path, self._notes, self._row = folder / "vectors.f2", folder / "passages.u8", 2 * dim
+        for path in (self.path, self._notes):
+            path.touch()
+        whole = self._notes.stat().st_size // 16
+        notes = np.fromfile(self._notes, "<u8", 2 * whole).reshape(-1, 2)
+        self._known: NDArray[Any] = notes
+        ends = np.cumsum(notes[:, 1].astype(np.int64)) * self._row
+        self._keep(notes[: int(np.searchsorted(ends, self.path.stat().st_size, "right"))])
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each passage."""
+        return self._known[:, 1].astype(np.int64)
+
+    def agrees(self, texts: Sequence[str]) -> int:
+        """How many of these passages are there, from the first on; others behind them go."""
+        count = min(len(texts), len(self._known))
+        same = self._known[:count, 0] == _digests(texts[:count])
+        if not same.all():
+            count = int(np.argmin(same))
+            self._keep(self._known[:count])
+        return count
+
+    def add(self, texts: Sequence[str], rows: Sequence[NDArray[Any]]) -> None:
+        """Append passages."""
+        notes = np.stack([_digests(texts), np.array([len(one) for one in rows], "<u8")], axis=1)
+        for path, data in ((self.path, np.concatenate(rows).astype("<f2")), (self._notes, notes)):
+            with open(path, "ab") as file:
+                file.write(data.tobytes())
+        self._known = np.concatenate([self._known, notes])
+
+    def _keep(self, notes: NDArray[Any]) -> None:
+        self._known = notes
+        os.truncate(self._notes, 16 * len(notes))
+        os.truncate(self.path, int(notes[:, 1].sum()) * self._row)
+
+
+def _digests(texts: Sequence[str]) -> NDArray[Any]:
+    """64 bits of each text."""
+    hashes = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts]
+    return np.frombuffer(b"".join(hashes), "<u8")
 
 
 def draw(

@@ -49,6 +49,8 @@ class Plan:
         threads: Threads of each side.
         sides: Which sides, by name; ours and `exact` always take part.
         peer_python: Interpreter that may have LanceDB and Qdrant.
+        keep: Folder that keeps the texts' vectors, so that another run need not encode them again,
+            and one that was stopped is carried on.
     """
 
     passages: int = 10_000
@@ -59,6 +61,7 @@ class Plan:
     threads: int = 2
     sides: tuple[str, ...] = SIDES
     peer_python: str = sys.executable
+    keep: Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("passages", "queries", "rounds", "threads"):
@@ -82,7 +85,7 @@ class SideResult:
         build_memory: GiB resident at most while storing.
         memory: GiB resident at most while searching.
         sooner: How many times sooner ours is, query by query; None for ours.
-        with_model: p50 with the query's encoding; None if it was not measured.
+        with_model: p50 and p95 with the query's encoding; None if it was not measured.
     """
 
     name: str
@@ -93,7 +96,7 @@ class SideResult:
     build_memory: float
     memory: float
     sooner: bench.Spread | None = None
-    with_model: float | None = None
+    with_model: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +147,8 @@ class RetrievalBench:
         ours = next(side for side in self.sides if side.name == OURS)
         lines = [f"Ours takes {self.bytes_per_token:.1f} bytes a token."]
         if ours.with_model is not None:
-            lines.append(f"With the query's encoding: p50 {ours.with_model:.1f} ms.")
+            p50, p95 = ours.with_model
+            lines.append(f"With the query's encoding: p50 {p50:.1f} ms, p95 {p95:.1f} ms.")
         for name, (value, wanted, reached) in self.targets().items():
             mark = "reached" if reached else "missed"
             lines.append(f"Target {name}: {value:.3g} of {wanted:g}, {mark}.")
@@ -158,7 +162,8 @@ class RetrievalBench:
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON values."""
         plan = asdict(self.plan)
-        plan["corpus"] = None if self.plan.corpus is None else str(self.plan.corpus)
+        for name in ("corpus", "keep"):
+            plan[name] = None if plan[name] is None else str(plan[name])
         return {
             "plan": plan,
             "facts": dict(self.facts),
@@ -191,6 +196,9 @@ def measure(plan: Plan, *, progress: Progress | None = None) -> RetrievalBench:
         stored = _corpus(plan, folder, progress)
         source = "drawn clusters" if plan.corpus is None else f"{plan.corpus}, {plan.model}"
         facts["corpus"] = f"{stored.passages:,} passages, {stored.tokens:,} tokens ({source})"
+        if stored.encoded:
+            took = f"{stored.seconds:.0f} s for {stored.encoded:,} of them"
+            facts["encoding"] = f"{took}, {stored.encoded / stored.seconds:.0f} a second"
         sides: dict[str, Callable[[Mapping[str, Any]], Mapping[str, float]]] = {}
         built: dict[str, dict[str, Any]] = {}
         found: dict[tuple[str, str], list[int]] = {}
@@ -226,7 +234,9 @@ def _corpus(plan: Plan, folder: Path, progress: Progress | None) -> corpora.Stor
     texts = corpora.passages(plan.corpus, plan.passages)
     encoder = lfm2_mm.load(plan.model)
     torch.set_num_threads(plan.threads)
-    return corpora.encode(texts, encoder, folder, queries=plan.queries, progress=progress)
+    return corpora.encode(
+        texts, encoder, folder, queries=plan.queries, cache=plan.keep, progress=progress
+    )
 
 
 def _worker(plan: Plan, name: str) -> bench.Worker:
@@ -291,11 +301,15 @@ def _result(
     return SideResult(
         name=name,
         p50=statistics.median(times),
-        p95=sorted(times)[min(len(times) - 1, int(0.95 * len(times)))],
+        p95=_p95(times),
         recall=statistics.mean(shares),
         build=built.get("seconds", 0.0),
         build_memory=built.get("peak_bytes", 0) / 2**30,
         memory=max(one.values["peak_bytes"] for one in mine) / 2**30,
         sooner=None if name == OURS else bench.ratios(times, ours),
-        with_model=statistics.median(whole) if whole else None,
+        with_model=(statistics.median(whole), _p95(whole)) if whole else None,
     )
+
+
+def _p95(values: Sequence[float]) -> float:
+    return sorted(values)[min(len(values) - 1, int(0.95 * len(values)))]

@@ -39,10 +39,16 @@ class Corpus:
         self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])
         dim = self.queries.shape[-1]
         self._path = where / "vectors.f2"
-        self.rows = np.memmap(self._path, "<f2", "r").reshape(-1, dim)
+        # the file may be a larger corpus's, which begins with this one
+        self.rows = np.memmap(self._path, "<f2", "r").reshape(-1, dim)[: self.offsets[-1]]
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def query(self, number: int) -> Numbers:
+        """The rows of a query, without the zeros that fill it up."""
+        rows = self.queries[number]
+        return np.ascontiguousarray(rows[: int(np.flatnonzero(rows.any(1))[-1]) + 1])
 
     def blocks(self, size: int) -> Iterator[tuple[int, list[Numbers]]]:
         """Passages in blocks: number of the first, and the fp32 rows of each."""
@@ -278,7 +284,7 @@ def serve(side: Side, requests: TextIO, answers: TextIO, peak_bytes: Callable[[]
                 else:
                     answer["versions"] = side.load(corpus, where, request.get("model"))
             elif verb == "search":
-                answer["found"] = side.search(corpus.queries[request["query"]], request["k"])
+                answer["found"] = side.search(corpus.query(request["query"]), request["k"])
             elif verb == "answer" and isinstance(side, Ours):
                 side.answer(request["text"], request["k"])
             else:

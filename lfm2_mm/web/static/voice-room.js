@@ -5,6 +5,8 @@ import { choices, labelled, make, seconds } from "./dom.js";
 import { fromBase64, toBase64 } from "./pcm.js";
 
 const RATE = 24000;
+// a key was pressed without a word, or with nothing to stop
+const HARMLESS = ["response_cancel_not_active", "input_audio_buffer_commit_empty", "nothing_to_answer", "item_not_found"];
 
 class VoiceRoom extends HTMLElement {
   connectedCallback() {
@@ -92,7 +94,8 @@ class VoiceRoom extends HTMLElement {
   configure() {
     this.key.hidden = !this.hold.checked;
     const detection = this.hold.checked ? null : { type: "server_vad", interrupt_response: true };
-    this.send({ type: "session.update", session: { type: "realtime", audio: { input: { turn_detection: detection } } } });
+    const input = { turn_detection: detection, transcription: {} };
+    this.send({ type: "session.update", session: { type: "realtime", audio: { input } } });
   }
 
   press(down) {
@@ -152,14 +155,17 @@ class VoiceRoom extends HTMLElement {
         this.configure();
         break;
       case "input_audio_buffer.speech_started":
-        open.player.port.postMessage({ pause: true });
+        this.cut();
         this.note.textContent = "you speak";
         break;
       case "input_audio_buffer.speech_stopped":
         open.spoke = performance.now();
         this.note.textContent = "thinking";
         break;
-      case "lfm2_mm.output_audio.resumed":
+      case "lfm2_mm.output.paused":
+        open.player.port.postMessage({ pause: true });
+        break;
+      case "lfm2_mm.output.resumed":
         open.player.port.postMessage({ pause: false });
         this.note.textContent = "answering";
         break;
@@ -186,7 +192,6 @@ class VoiceRoom extends HTMLElement {
           card.note.textContent = `first sound ${seconds((performance.now() - open.spoke) / 1000)} after the last word`;
           open.spoke = 0;
         }
-        open.player.port.postMessage({ pause: false });
         open.player.port.postMessage({ item: event.item_id, samples: fromBase64(event.delta) });
         this.note.textContent = "answering";
         break;
@@ -204,6 +209,7 @@ class VoiceRoom extends HTMLElement {
         this.note.textContent = event.text ?? this.note.textContent;
         break;
       case "error":
+        if (HARMLESS.includes(event.error.code)) break;
         this.complain(event.error.message);
         break;
     }

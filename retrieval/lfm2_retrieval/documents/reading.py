@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
 from lfm2_mm.errors import DocumentError
@@ -40,6 +40,7 @@ def read_documents(
     overlap: int = 40,
     limits: Limits = DEFAULT_LIMITS,
     known: Mapping[str, str] = _NOTHING_KNOWN,
+    only: Collection[str] | None = None,
 ) -> Iterator[Document | Unreadable | Unchanged]:
     """Read files and folders, in the order given, each folder in the order of its names.
 
@@ -50,6 +51,7 @@ def read_documents(
         overlap: The most tokens that a chunk repeats of the one before.
         limits: What one file may cost.
         known: Digests of documents by their paths: those still the same are not chunked again.
+        only: Names of files and folders below those given: the others are not opened.
 
     Yields:
         Each document as it is read; what could not be read, with the reason; what is unchanged.
@@ -62,17 +64,24 @@ def read_documents(
     """
     chunker = Chunker(count_tokens, chunk_tokens=chunk_tokens, overlap=overlap)
     named = [paths] if isinstance(paths, str | Path) else list(paths)
-    return _read(named, chunker, limits, known)
+    return _read(named, chunker, limits, known, None if only is None else frozenset(only))
 
 
 def _read(
-    paths: Sequence[str | Path], chunker: Chunker, limits: Limits, known: Mapping[str, str]
+    paths: Sequence[str | Path],
+    chunker: Chunker,
+    limits: Limits,
+    known: Mapping[str, str],
+    only: frozenset[str] | None,
 ) -> Iterator[Document | Unreadable | Unchanged]:
     seen: dict[str, Path] = {}
     with Sandbox(limits) as sandbox:
         for found in _find(paths):
             if isinstance(found, Unreadable):
-                yield found
+                if only is None or _among(found.path, only):
+                    yield found
+                continue
+            if only is not None and not _among(found.name, only):
                 continue
             other = seen.get(found.name)
             seen[found.name] = found.real
@@ -84,6 +93,11 @@ def _read(
                     "another of the folders holds a file of the same name: name the folder above "
                     "both instead",
                 )
+
+
+def _among(name: str, only: frozenset[str]) -> bool:
+    """Whether a file is named, or a folder that it lies in."""
+    return name in only or any(str(above) in only for above in PurePosixPath(name).parents)
 
 
 def _find(paths: Sequence[str | Path]) -> Iterator[Found | Unreadable]:

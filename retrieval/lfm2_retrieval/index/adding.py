@@ -120,7 +120,9 @@ class _Adding:
     def put(self, group: Sequence[tuple[Document, Chunk | None]]) -> None:
         """Encode passages and hand them to the batch; commit between documents."""
         texts = [chunk.text for _, chunk in group if chunk is not None]
-        vectors = iter(self._encoder.encode_documents(texts) if texts else [])
+        factor = self._writer.state.model.pool_factor
+        encoded = self._encoder.encode_documents(texts, pool_factor=factor) if texts else []
+        vectors = iter(encoded)
         for document, chunk in group:
             if document is not self._last:
                 self._begin(document, empty=chunk is None)

@@ -47,6 +47,7 @@ def score_passages(
         segment.codes,
         segment.residuals,
         snapshot.book.weights,
+        snapshot.book.scales,
         starts,
         lengths,
     )

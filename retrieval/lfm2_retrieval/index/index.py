@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lfm2_mm.errors import CorruptIndex, IndexFault, InputError, SettingError
+from lfm2_mm.errors import CorruptIndex, IndexFault, IndexMismatch, InputError, SettingError
 from lfm2_retrieval.index import exact as exact_search
 from lfm2_retrieval.index import lexical, plaid
 from lfm2_retrieval.index.adding import Digests, add_documents
@@ -23,7 +24,6 @@ from lfm2_retrieval.index.checks import check_empty, checked_rows, records_of
 from lfm2_retrieval.index.codec import BITS
 from lfm2_retrieval.index.encoders import EncoderLike, ModelSource
 from lfm2_retrieval.index.filters import Filter, parse_filter
-from lfm2_retrieval.index.manifest import Model
 from lfm2_retrieval.index.model import AddReport, DocumentRow, Hit, Status
 from lfm2_retrieval.index.segment import Place
 from lfm2_retrieval.index.snapshot import Snapshot, find_passages, open_snapshot
@@ -64,6 +64,7 @@ class Index:
         create: bool = True,
         read_only: bool = False,
         bits: int = 4,
+        pool_factor: int | None = None,
     ) -> Index:
         """Open an index; make it if there is none.
 
@@ -73,23 +74,34 @@ class Index:
             create: Whether to make it if absent.
             read_only: Refuse changes; nothing in the folder is touched.
             bits: Of a new index: bits a dimension of compressed vectors, 2, 4 or 8.
+            pool_factor: Of a new index: of so many token vectors of a text one is kept (1 keeps
+                all); for one that exists it must be what it was made with.
 
         Raises:
             CorruptIndex: if a file is missing or damaged.
             IndexFault: if there is none and it may not be made.
-            IndexMismatch: if another model, or another format version, made it.
-            SettingError: if `bits` cannot be used.
+            IndexMismatch: if another model, format version or pool factor made it.
+            SettingError: if `bits` or `pool_factor` cannot be used.
         """
         if bits not in BITS:
             raise SettingError(f"bits is {bits!r}; choose 2, 4 or 8")
+        if pool_factor is not None and pool_factor < 1:
+            raise SettingError(f"pool_factor is {pool_factor}; use 1 (no pooling) or more")
         folder = Path(path)
         source = ModelSource(folder, encoder)
         snapshot = open_snapshot(folder)
         if snapshot is not None:
             source.check(snapshot.state.model)
+            made = snapshot.state.model.pool_factor
+            if pool_factor not in (None, made):
+                raise IndexMismatch(
+                    f"the index {str(folder)!r} was made with pool factor {made}, not "
+                    f"{pool_factor}; leave the pool factor out, or make a new index"
+                )
         elif create and not read_only:
             check_empty(folder)
-            snapshot = create_index(folder, source.describe(), bits)
+            model = replace(source.describe(), pool_factor=pool_factor or 1)
+            snapshot = create_index(folder, model, bits)
         else:
             raise IndexFault(f"there is no index at {str(folder)!r}; check the path or add to it")
         return cls(folder, snapshot, source, read_only=read_only)
@@ -111,7 +123,7 @@ class Index:
         Args:
             paths: Files and folders.
             progress: Told the report so far after each document.
-            **options: For `read_documents`: `chunk_tokens`, `overlap`, `limits`.
+            **options: For `read_documents`: `chunk_tokens`, `overlap`, `limits`, `only`.
         """
         from lfm2_retrieval.documents import read_documents
 
@@ -148,7 +160,9 @@ class Index:
             for at in range(0, len(texts), 1024):
                 batch = writer.batch(encoder.dim)
                 some = slice(at, at + 1024)
-                vectors = encoder.encode_documents(texts[some])
+                vectors = encoder.encode_documents(
+                    texts[some], pool_factor=writer.state.model.pool_factor
+                )
                 for record, text, rows in zip(records[some], texts[some], vectors, strict=True):
                     batch.begin(record)
                     batch.add(rows.numpy(), text, Place(end=len(text)))
@@ -188,7 +202,7 @@ class Index:
         arrays = [checked_rows(one, dim, "vectors of a text") for one in vectors]
         with self._changing() as writer:
             if not writer.state.model.dim:
-                writer.set_model(Model(name=None, fingerprint="", dim=dim))
+                writer.set_model(replace(writer.state.model, dim=dim))
             batch = writer.batch(dim)
             for record, text, rows in zip(records, texts, arrays, strict=True):
                 batch.begin(record)

@@ -1,8 +1,8 @@
-"""The three hot functions of a search, on plain arrays: cells, centroids, residuals.
+"""MaxSim in floating point on plain arrays: of stored vectors, and of decompressed residuals.
 
-A compiled kernel can take the place of any of them: signatures hold nothing but arrays and
-numbers. Notation: q query rows, d dimensions, c centroids, t stored tokens, n passages, p cells of
-a query row. Knows no files and no stages.
+The stages before, which look at many passages and need not be exact, are in
+`lfm2_mm.kernels.search`. Notation: q query rows, d dimensions, c centroids, t stored tokens, n
+passages. Knows no files and no stages.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from numpy import ndarray
 from numpy.typing import NDArray
 
 __all__ = [
-    "accumulate_cells",
-    "centroid_maxsim",
     "decode",
     "flat_maxsim",
     "gather_ranges",
@@ -30,65 +28,13 @@ _ROWS = 1 << 14
 _TINY = np.float32(1e-12)
 
 
-def accumulate_cells(
-    passages: Int[ndarray, " u"],
-    offsets: Int[ndarray, " ends"],
-    cells: Int[ndarray, "q p"],
-    gains: Float32[ndarray, "q p"],
-    n_passages: int,
-) -> Float32[ndarray, " n_passages"]:
-    """Score all passages by the cells they have tokens in.
-
-    Centroid interaction with pruning: for each query row the best gain among its cells that hold
-    the passage, 0 where none does, summed over rows.
-
-    Args:
-        passages: Inverted lists behind each other: the passages of each centroid.
-        offsets: Where each list begins.
-        cells: The centroids of each query row.
-        gains: What a cell is worth, ascending in each row.
-        n_passages: How many passages there are.
-    """
-    total = np.zeros(n_passages, np.float32)
-    row = np.zeros(n_passages, np.float32)
-    begins = offsets[cells]
-    counts = offsets[cells + 1] - begins
-    for begin, count, gain in zip(begins, counts, gains, strict=True):
-        found = passages[gather_ranges(begin, count)]
-        # of several values for one passage numpy keeps the last, which is the greatest
-        row[found] = np.repeat(gain, count)
-        total += row
-        row[found] = 0.0
-    return total
-
-
-def centroid_maxsim(
-    scores: Float32[ndarray, "c q"],
-    codes: Integer[ndarray, " t"],
-    starts: Int[ndarray, " n"],
-    lengths: Int[ndarray, " n"],
-) -> Float32[ndarray, " n"]:
-    """MaxSim of passages whose tokens are taken for their centroids.
-
-    Args:
-        scores: Similarity of every centroid and query row.
-        codes: Centroid of every stored token.
-        starts: First token of each passage.
-        lengths: Tokens of each passage, at least 1.
-    """
-
-    def block(tokens: NDArray[Any]) -> torch.Tensor:
-        return torch.from_numpy(np.take(scores, codes[tokens], axis=0))
-
-    return _maxsim(block, starts, lengths)
-
-
 def residual_maxsim(
     query: Float32[ndarray, "q d"],
     centroids: Float32[ndarray, "c d"],
     codes: Integer[ndarray, " t"],
     residuals: UInt8[ndarray, "t b"],
     weights: Float32[ndarray, " levels"],
+    scales: Float32[ndarray, " 256"],
     starts: Int[ndarray, " n"],
     lengths: Int[ndarray, " n"],
 ) -> Float32[ndarray, " n"]:
@@ -98,15 +44,16 @@ def residual_maxsim(
         query: Normalised query rows.
         centroids: The codebook.
         codes: Centroid of every stored token.
-        residuals: Packed bucket numbers of every stored token.
+        residuals: Packed bucket numbers of every stored token, and its scale's number.
         weights: What a bucket stands for; 2, 4 or 8 bits by their number.
+        scales: What a scale's number stands for.
         starts: First token of each passage.
         lengths: Tokens of each passage, at least 1.
     """
     columns, table = torch.from_numpy(query).T, _table(weights)
 
     def block(tokens: NDArray[Any]) -> torch.Tensor:
-        rows = _sum(centroids, codes[tokens], residuals[tokens], table)
+        rows = _sum(centroids, codes[tokens], residuals[tokens], table, scales)
         norms = np.sqrt(np.einsum("td,td->t", rows, rows))
         # the scores are divided, not the rows: there are fewer of them
         return (torch.from_numpy(rows) @ columns) / torch.from_numpy(np.maximum(norms, _TINY))[
@@ -143,9 +90,10 @@ def decode(
     codes: Integer[ndarray, " t"],
     residuals: UInt8[ndarray, "t b"],
     weights: Float32[ndarray, " levels"],
+    scales: Float32[ndarray, " 256"],
 ) -> Float32[ndarray, "t d"]:
-    """Centroid plus residual, normalised: the tokens as the index knows them."""
-    rows = _sum(centroids, codes, residuals, _table(weights))
+    """Centroid plus scaled residual, normalised: the tokens as the index knows them."""
+    rows = _sum(centroids, codes, residuals, _table(weights), scales)
     norms = np.sqrt(np.einsum("td,td->t", rows, rows))
     rows /= np.maximum(norms, _TINY)[:, None]
     return rows
@@ -165,9 +113,11 @@ def _sum(
     codes: Integer[ndarray, " t"],
     residuals: UInt8[ndarray, "t b"],
     table: Shaped[ndarray, " bytes"],
+    scales: Float32[ndarray, " 256"],
 ) -> Float32[ndarray, "t d"]:
-    """Centroid plus residual."""
-    rows: NDArray[np.float32] = table[residuals].view(np.float32).reshape(len(codes), -1)
+    """Centroid plus scaled residual."""
+    rows: NDArray[np.float32] = table[residuals[:, :-1]].view(np.float32).reshape(len(codes), -1)
+    rows *= scales[residuals[:, -1]][:, None]
     rows += np.take(centroids, codes, axis=0)
     return rows
 

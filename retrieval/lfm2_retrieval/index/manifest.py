@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from lfm2_retrieval.index.files import Stored
 
 __all__ = ["Codes", "Deleted", "Manifest", "Model", "Part", "commit", "current", "sweep"]
 
-FORMAT, VERSION = "lfm2-index", 1
+FORMAT, VERSION = "lfm2-index", 2
 CURRENT = "CURRENT"
 
 Kind = Literal["flat", "residual"]
@@ -34,11 +34,13 @@ class Model:
         name: As the user named it; None for vectors that were handed in.
         fingerprint: Of weights and spec; empty for vectors that were handed in.
         dim: Length of a vector; 0 while nothing is stored.
+        pool_factor: Of so many token vectors of a text one is kept.
     """
 
     name: str | None
     fingerprint: str
     dim: int
+    pool_factor: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +149,7 @@ def _dump(manifest: Manifest) -> bytes:
         "format": FORMAT,
         "version": VERSION,
         "generation": manifest.generation,
-        "model": {"name": model.name, "fingerprint": model.fingerprint, "dim": model.dim},
+        "model": asdict(model),
         "bits": manifest.bits,
         "codebook": codes
         and {

@@ -1,0 +1,144 @@
+"""What the audio frontend adds to `train`: the nano-audio recipe, from espeak-ng to export.
+
+Imported for `--help`, so nothing here imports torch before a recipe runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from lfm2_mm.cli.plugins import Recipe
+from lfm2_mm.errors import InputError
+
+__all__ = ["RECIPES", "train_nano_audio", "train_nano_voice"]
+
+
+def train_nano_audio(
+    folder: Path,
+    *,
+    steps: int | None = None,
+    until: int | None = None,
+    seed: int | None = None,
+    device: str = "cpu",
+    workers: int = 1,
+    fresh: bool = False,
+    more: bool = False,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Train the embedded speech model, or go on with the folder's checkpoint; export to `model`.
+
+    Recordings are made first, by the program espeak-ng, and kept in `data` below the folder; so are
+    their features. With `more` a new run begins with the embedded weights instead of untrained
+    ones. `workers` is not used: features are disturbed in the training process.
+
+    Raises:
+        MissingExtra: if espeak-ng is not installed and recordings are missing.
+        InputError: if the folder's run has another length or seed.
+    """
+    from lfm2_audio import nano
+
+    begun = {} if fresh else _begun(folder)
+    _check(folder, begun, steps=steps, seed=seed)
+    if fresh:
+        _clear(folder)
+    make = nano.recipe_more if more else nano.recipe
+    length = steps or begun.get("steps") or (nano.MORE_STEPS if more else nano.STEPS)
+    chosen = begun.get("seed") if seed is None else seed
+    plan = make(length) if chosen is None else make(length, chosen)
+    start, voice = nano.embedded() if more else (None, None)
+    _note(folder, steps=length, seed=plan.seed)
+    say(f"nano-audio: {length:,} steps, in {folder}; Ctrl-C keeps a checkpoint to go on from")
+    model = nano.train(plan, folder, until=until, device=device, start=start, say=say)
+    nano.export(model, folder / "model", nano.codec(folder / "data", say=say), voice)
+    return folder / "model"
+
+
+def train_nano_voice(
+    folder: Path,
+    *,
+    steps: int | None = None,
+    until: int | None = None,
+    seed: int | None = None,
+    device: str = "cpu",
+    workers: int = 1,
+    fresh: bool = False,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Teach the embedded speech model to read aloud, or go on with the folder's checkpoint.
+
+    It trains on the CPU, whatever `device` says: a step is too small to gain from another one.
+
+    Raises:
+        MissingExtra: if espeak-ng is not installed and recordings are missing.
+        InputError: if the folder's run has another length or seed.
+    """
+    from lfm2_audio import nano, nano_voice
+
+    begun = {} if fresh else _begun(folder)
+    _check(folder, begun, steps=steps, seed=seed)
+    if fresh:
+        _clear(folder)
+    length = steps or begun.get("steps") or nano_voice.STEPS
+    chosen = begun.get("seed", nano_voice.SEED) if seed is None else seed
+    _note(folder, steps=length, seed=chosen)
+    say(f"nano-audio's voice: {length:,} steps, in {folder}; Ctrl-C keeps a checkpoint")
+    data = folder / "data"
+    hearing, voice = nano.embedded()
+    model = nano_voice.train_voice(
+        nano_voice.Speaker(hearing, voice),
+        folder,
+        data,
+        steps=length,
+        seed=chosen,
+        until=until,
+        say=say,
+    )
+    nano.export(model.hearing, folder / "model", nano.codec(data, say=say), model.voice)
+    return folder / "model"
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "nano-audio": train_nano_audio,
+    "nano-audio-more": partial(train_nano_audio, more=True),
+    "nano-audio-voice": train_nano_voice,
+}
+"""By name."""
+
+
+def _begun(folder: Path) -> dict[str, int]:
+    """Length and seed of the run in a folder, if there is one."""
+    if not (folder / "trainer.safetensors").exists() or not (folder / "run.json").exists():
+        return {}
+    try:
+        found: dict[str, int] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        why = " ".join(str(error).split())
+        raise InputError(
+            f"the run in {str(folder)!r} cannot be read ({why}); begin anew with --fresh"
+        ) from None
+    return found
+
+
+def _check(folder: Path, begun: Mapping[str, int], **asked: int | None) -> None:
+    """Refuse to go on with a run that was begun otherwise."""
+    for name, wanted in asked.items():
+        if wanted is not None and begun.get(name, wanted) != wanted:
+            raise InputError(
+                f"the run in {str(folder)!r} has {name} {begun[name]}, not {wanted}; go on without "
+                f"--{name}, or begin anew with --fresh or another --out"
+            )
+
+
+def _clear(folder: Path) -> None:
+    """Remove a run, but not its data."""
+    for name in ("trainer.safetensors", "run.json", "log.jsonl", "scores.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _note(folder: Path, **facts: int) -> None:
+    """Write down what the folder's run is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")

@@ -1,0 +1,263 @@
+"""Speech at released shapes: how fast it comes, how soon it begins, how fast speech is heard.
+
+Writes a checkpoint of random weights, loads it in a process of its own, and lets it answer a
+question and transcribe a recording in turns. What must be read from memory for a second of speech,
+against what this machine's memory gives, says how far from its floor it is. Knows what to measure;
+how is `rounds` and `speech_worker`.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lfm2_evals.bench import rounds as bench
+from lfm2_evals.bench import speech_worker
+from lfm2_evals.bench.speech_shapes import SHAPES, Reading, write_checkpoint
+from lfm2_evals.report import markdown_table
+from lfm2_mm.errors import SettingError
+
+__all__ = ["AudioBench", "Plan", "Row", "measure"]
+
+OURS = "lfm2_mm"
+_ANSWER, _HEAR = "answer", "hear"
+_FRAME_RATE = 12.5
+_CODEC_RUN = 8  # frames that the codec is given at a time, once speech runs
+_TOKENS = 3.3  # a second: 150 words of English a minute, 1.3 tokens a word
+# what issue 4 of this project demands, with 4-bit weights on two cores
+_RTF_TARGET, _FIRST_TARGET = 0.8, 0.8
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        shapes: Name of the shapes, one of `SHAPES`.
+        rounds: Measured rounds.
+        threads: Threads.
+        dtype: Number format of weights that are not packed.
+        quantize: How weights are packed: none, int4 or int8.
+        question: Seconds of the question.
+        frames: Frames of the answer.
+        recording: Seconds of what is transcribed.
+    """
+
+    shapes: str = "1.5b"
+    rounds: int = 3
+    threads: int = 2
+    dtype: str = "auto"
+    quantize: str = "int4"
+    question: float = 4.0
+    frames: int = 48
+    recording: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.shapes not in SHAPES:
+            raise SettingError(f"the shapes are {self.shapes!r}; choose from {', '.join(SHAPES)}")
+        for name, least in (("rounds", 1), ("threads", 1), ("frames", 2), ("question", 0.5)):
+            if getattr(self, name) < least:
+                raise SettingError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if not 1 <= self.recording <= 30:
+            raise SettingError(
+                f"recording is {self.recording:g}; longer ones are cut to pieces of up to 30 "
+                "seconds anyway, so give 1 to 30"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One measured quantity.
+
+    Attributes:
+        what: The quantity and its unit.
+        value: What was measured.
+        target: What it should be at most; None if nothing is demanded.
+        digits: Decimals to show.
+    """
+
+    what: str
+    value: bench.Spread
+    target: float | None = None
+    digits: int = 2
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the median reaches the target; None without one."""
+        return None if self.target is None else self.value.median <= self.target
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioBench:
+    """What was found.
+
+    Attributes:
+        plan: What was asked for.
+        facts: The machine and the versions.
+        reading: Bytes that each kind of step reads.
+        bytes_per_second: Bytes of weights read for a second of interleaved speech.
+        bandwidth: Bytes a second that this machine reads.
+        rows: The quantities.
+        measurements: Every single one.
+    """
+
+    plan: Plan
+    facts: Mapping[str, str]
+    reading: Reading
+    bytes_per_second: float
+    bandwidth: float
+    rows: Sequence[Row]
+    measurements: Sequence[bench.Measurement] = field(default=(), repr=False)
+
+    @property
+    def floor(self) -> float:
+        """Real-time factor at which memory alone would bound interleaved speech."""
+        return self.bytes_per_second / self.bandwidth
+
+    def markdown(self) -> str:
+        """The report as Markdown."""
+        facts = "\n".join(f"- {name}: {value}" for name, value in self.facts.items())
+        table = markdown_table(["", "lfm2_mm", "target"], [self._cells(row) for row in self.rows])
+        cells = [
+            [what, f"{count / 1e6:,.1f}", f"{steps:.2f}", f"{count * steps / 1e9:.2f}"]
+            for what, count, steps in self._shares()
+        ]
+        header = ["weights read", "MB a step", "steps a second", "GB a second of speech"]
+        speech = next(row for row in self.rows if row.what.startswith("real-time"))
+        bound = (
+            f"A second of interleaved speech reads {self.bytes_per_second / 1e9:.1f} GB of "
+            f"weights; this machine's memory gives {self.bandwidth / 1e9:.1f} GB/s, so it takes "
+            f"at least {self.floor:.2f} s. Measured: {speech.value.median:.2f} s, "
+            f"{100 * self.floor / speech.value.median:.0f} % of it explained by memory."
+        )
+        note = (
+            "Medians over rounds (least to greatest). First audio: from the last sample of a "
+            f"{self.plan.question:g} s question to the first samples out of the codec, system "
+            "prompt computed before, silence that ends a turn not counted. Transcription: "
+            f"{self.plan.recording:g} s with {_TOKENS} tokens a second. Random weights: what is "
+            "said means nothing."
+        )
+        precision = self.plan.quantize if self.plan.quantize != "none" else self.plan.dtype
+        title = f"# Speech at the {self.plan.shapes} shapes, random weights, {precision}"
+        read = markdown_table(header, cells)
+        return "\n\n".join([title, facts, table, read, bound, note]) + "\n"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain JSON values."""
+        return {
+            "plan": asdict(self.plan),
+            "facts": dict(self.facts),
+            "reading": asdict(self.reading),
+            "bytes_per_second": self.bytes_per_second,
+            "bandwidth": self.bandwidth,
+            "floor": self.floor,
+            "rows": [{**asdict(row), "reached": row.reached} for row in self.rows],
+            "measurements": [asdict(one) for one in self.measurements],
+        }
+
+    def _shares(self) -> list[tuple[str, int, float]]:
+        config = SHAPES[self.plan.shapes].audio
+        text = _FRAME_RATE * config.interleaved_n_text / config.interleaved_n_audio
+        read = self.reading
+        return [
+            ("backbone", read.backbone, _FRAME_RATE + text),
+            ("text head", read.head, text),
+            ("depthformer, a frame", read.depth, _FRAME_RATE),
+            (f"codec, {_CODEC_RUN} frames", read.codec, _FRAME_RATE / _CODEC_RUN),
+        ]
+
+    @staticmethod
+    def _cells(row: Row) -> list[str]:
+        mark = {True: ", reached", False: ", missed", None: ""}[row.reached]
+        target = "" if row.target is None else f"at most {row.target:g}{mark}"
+        return [row.what, row.value.show(row.digits), target]
+
+
+def measure(plan: Plan, *, progress: Progress | None = None) -> AudioBench:
+    """Run the benchmark.
+
+    Raises:
+        Lfm2Error: if the model fails.
+    """
+    environment = {
+        "OMP_NUM_THREADS": str(plan.threads),
+        "MKL_NUM_THREADS": str(plan.threads),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    facts = bench.machine(plan.threads)
+    config = SHAPES[plan.shapes].audio
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lfm2-mm-bench-")))
+        write_checkpoint(SHAPES[plan.shapes], folder / "checkpoint")
+        command = [sys.executable, speech_worker.__file__]
+        worker = stack.enter_context(bench.Worker(OURS, command, environment))
+        loaded = worker.call(
+            "load",
+            folder=str(folder / "checkpoint"),
+            threads=plan.threads,
+            dtype=plan.dtype,
+            quantize=plan.quantize,
+        )
+        facts[OURS] = ", ".join(f"{k} {v}" for k, v in loaded["versions"].items())
+        facts["loading"] = f"{loaded['seconds']:.1f} s, packing included"
+        tokens = max(int(plan.recording * _TOKENS), 1)
+
+        def work(case: Mapping[str, Any]) -> dict[str, float]:
+            seed = case["seed"] = case["seed"] + 1  # type: ignore[index]  # nothing is remembered
+            if case["what"] == _ANSWER:
+                got = worker.call(_ANSWER, seconds=plan.question, frames=plan.frames, seed=seed)
+            else:
+                got = worker.call(_HEAR, seconds=plan.recording, tokens=tokens, seed=seed)
+            return got
+
+        cases = {what: {"what": what, "seed": 0} for what in (_ANSWER, _HEAR)}
+        found = bench.interleave({OURS: work}, cases, rounds=plan.rounds, progress=progress)
+    reading = Reading(**loaded["reading"])
+    per_second = reading.per_second(
+        n_text=config.interleaved_n_text,
+        n_audio=config.interleaved_n_audio,
+        frame_rate=_FRAME_RATE,
+        run=_CODEC_RUN,
+    )
+    return AudioBench(
+        plan=plan,
+        facts=facts,
+        reading=reading,
+        bytes_per_second=per_second,
+        bandwidth=loaded["bandwidth"],
+        rows=_rows(plan, found),
+        measurements=found,
+    )
+
+
+def _rows(plan: Plan, found: Sequence[bench.Measurement]) -> list[Row]:
+    answers = [one.values for one in found if one.case == _ANSWER]
+    heard = [one.values for one in found if one.case == _HEAR]
+    peak = max(one.values["peak_bytes"] for one in found) / 2**20
+    return [
+        Row(
+            what="real-time factor of interleaved speech",
+            value=bench.spread([a["rest"] / a["rest_audio"] for a in answers]),
+            target=_RTF_TARGET,
+        ),
+        Row(
+            what="first audio after a question, s",
+            value=bench.spread([a["first_audio"] for a in answers]),
+            target=_FIRST_TARGET,
+        ),
+        Row(what="… of it hearing, s", value=bench.spread([a["encode"] for a in answers])),
+        Row(what="… of it prefill, s", value=bench.spread([a["prefill"] for a in answers])),
+        Row(
+            what="seconds transcribed per second",
+            value=bench.spread([plan.recording / h["seconds"] for h in heard]),
+        ),
+        Row(what="peak memory, MiB", value=bench.spread([peak]), digits=0),
+    ]

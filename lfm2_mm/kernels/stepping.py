@@ -1,0 +1,70 @@
+"""The native decode step of a backbone whose weights are packed.
+
+Knows how a `Backbone` is put together, and of packed layers only that `layer.weight.ready` is what
+`matmul` takes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lfm2_mm.kernels.forward import AttentionPart, ConvolutionPart, DecodeStep, StepLayer
+from lfm2_mm.kernels.linear import Ready
+from lfm2_mm.operators import SwiGLU
+
+if TYPE_CHECKING:
+    from lfm2_mm.backbone import Backbone, Block
+
+__all__ = ["decode_step"]
+
+
+def decode_step(backbone: Backbone) -> DecodeStep | None:
+    """The step; None where a layer is not packed or sparse, or torch computes.
+
+    Weights that were not laid out yet are laid out now.
+    """
+    config = backbone.config
+    if config.n_experts or not config.causal or backbone.embedding_norm.weight.device.type != "cpu":
+        return None
+    layers = []
+    for block in backbone.layers:
+        layer = _layer(block)  # type: ignore[arg-type]
+        if layer is None:
+            return None
+        layers.append(layer)
+    if not DecodeStep.can_run(config, layers):
+        return None
+    return DecodeStep(config, layers, backbone.embedding_norm.weight)
+
+
+def _layer(block: Block) -> StepLayer | None:
+    forward = block.feed_forward
+    if not isinstance(forward, SwiGLU):
+        return None
+    part: ConvolutionPart | AttentionPart
+    if block.is_attention:
+        attention = block.self_attn
+        names = ("q_proj", "k_proj", "v_proj", "out_proj")
+        found = [_ready(getattr(attention, name)) for name in names]
+        q, k, v, out = found
+        if q is None or k is None or v is None or out is None:
+            return None
+        norms = attention.q_layernorm.weight, attention.k_layernorm.weight
+        part = AttentionPart(q, k, v, out, *norms)
+    else:
+        conv = block.conv
+        first, last = _ready(conv.in_proj), _ready(conv.out_proj)
+        if first is None or last is None:
+            return None
+        biases = conv.in_proj.bias, conv.conv.bias, conv.out_proj.bias
+        part = ConvolutionPart(first, last, conv.conv.weight[:, 0], *biases)
+    w1, w3, w2 = (_ready(getattr(forward, name)) for name in ("w1", "w3", "w2"))
+    if w1 is None or w3 is None or w2 is None:
+        return None
+    return StepLayer(block.operator_norm.weight, part, block.ffn_norm.weight, w1, w3, w2)
+
+
+def _ready(layer: Any) -> Ready | None:
+    """What a packed layer multiplies with; None for a layer that is not packed."""
+    ready = getattr(layer.weight, "ready", None)
+    return ready if isinstance(ready, Ready) else None

@@ -1,0 +1,75 @@
+"""The task `quantization`: divergence of packed from whole models, and its report."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from lfm2_evals import quantization
+from lfm2_evals.quantization import FORMS, QuantizationReport, Row, evaluate
+from lfm2_mm.cli import cli
+from lfm2_mm.errors import SettingError
+from lfm2_mm.quantize import calibration
+
+
+def test_four_bits_lose_no_more_than_those_of_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = functools.partial(calibration.own_words, sequences=4, tokens=32)
+    monkeypatch.setattr(calibration, "own_words", few)
+    rows = evaluate(["divergence"], count=2, threads=1)
+    by = {(row.model, row.form): row for row in rows}
+    assert [form for model, form in by if model == "heavy tails"] == list(FORMS)
+    for model in ("nano-vl", "heavy tails"):
+        loss = {form: by[model, form].divergence or 0.0 for form in FORMS}
+        assert 0 < loss["int8"] < loss["int4"] / 20
+        assert loss["int4"] < 1.2 * loss["Q4_0"]
+
+
+@pytest.mark.slow
+def test_answers_and_rankings_are_compared() -> None:
+    found = evaluate(["answers", "rankings"], count=20, threads=1)
+    forms = ["int8", "int4", "int4 calibrated", "int8", "int4"]
+    assert [row.form for row in found] == forms
+    assert all(0.8 < row.same <= 1 and row.floor for row in found)
+
+
+def test_the_report_says_it(tmp_path: Path) -> None:
+    row = Row(tier="answers", model="m", form="int8", n=100, divergence=None, same=0.97, floor=0.98)
+    near = Row(tier="divergence", model="m", form="int8", n=50, divergence=0.001, same=0.9)
+    report = QuantizationReport(facts={"command": "lfm2-mm"}, rows=[row, near])
+    text = report.markdown()
+    assert "| answers | m | int8 | 100 |  | 97.0 % (91.5 to 99.0) | 98 %, missed |" in text
+    assert "| divergence | m | int8 | 50 | 0.00100 | 90.0 % (78.6 to 95.7) |  |" in text
+    paths = report.write(tmp_path, "quantization")
+    assert [path.name for path in paths] == ["quantization.md", "quantization.json"]
+    assert json.loads(paths[1].read_text("utf-8"))["rows"][0]["form"] == "int8"
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    with pytest.raises(SettingError) as error:
+        evaluate(["speed"], count=3)
+    assert str(error.value) == (
+        "there is no tier 'speed'; choose from divergence, answers, rankings"
+    )
+    with pytest.raises(SettingError, match="the count is 1; ask for at least 2"):
+        evaluate(["answers"], count=1)
+
+
+def test_the_verb(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Row(tier="answers", model="m", form="int8", n=10, divergence=None, same=1.0)
+    asked = []
+
+    def fake(tiers: list[str], **options: object) -> list[Row]:
+        asked.append((tiers, options["count"]))
+        return [row]
+
+    monkeypatch.setattr(quantization, "evaluate", fake)
+    done = CliRunner().invoke(
+        cli, ["eval", "quantization", "--tier", "answers", "--count", "7", "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["rows"][0]["same"] == 1.0
+    assert asked == [(["answers"], 7)]
