@@ -24,6 +24,7 @@ from lfm2_audio.nano_data import assistant, codec, data, sound_classes, tokenize
 from lfm2_audio.nano_scores import held_out_scores
 from lfm2_audio.prompts import DEFAULT_VOICE, tts_prompt
 from lfm2_audio.quick import equal_rows
+from lfm2_audio.speech.sentences import sentence
 from lfm2_audio.training import END, Mix, SpeechBatch, SpeechEncoder
 from lfm2_mm.train.objectives import IGNORE
 from lfm2_mm.train.trainer import Schedule, Trainer
@@ -48,7 +49,7 @@ START = "<|audio_start|>"
 
 _BATCH, _LONGEST = 16, 36  # utterances of a step; frames of the longest
 _HEAR_EVERY = 4
-_CHAINS, _CHAIN = 0.6, 5  # share of steps with single words behind each other; most of them
+_CHAINS, _CHAIN = 0.4, 5  # share of steps with words in any order; most of them
 _WEIGHTS = (1.0, 0.6, 0.4, 0.3)  # of the codebooks: the first holds most of what is heard
 
 
@@ -86,8 +87,8 @@ class Speaker(nn.Module):
 class Reading:
     """Texts as prompts, and their frames.
 
-    Single words are also read behind each other, in any order: whoever knows only what sentences
-    are like must then still look at the text.
+    Sentences are read word by word: a model this small that hears them fluently learns what
+    sentences are like, and says another one (docs/LOG.md).
 
     Args:
         texts: What is said.
@@ -98,17 +99,18 @@ class Reading:
         kept = [i for i, codes in enumerate(frames) if len(codes) <= _LONGEST]
         self.texts = [texts[i] for i in kept]
         self.frames = [frames[i] for i in kept]
-        self._words = [i for i, text in enumerate(self.texts) if " " not in text]
-        self._sentences = [i for i, text in enumerate(self.texts) if " " in text]
+        self._words = {text: i for i, text in enumerate(self.texts) if " " not in text}
 
     def step(self, seed: int, step: int) -> ReadingBatch:
         """The batch of a step; half of the prompts name a voice."""
         rng = np.random.default_rng((seed, step, 1))
         if rng.random() < _CHAINS:
             count = int(rng.integers(1, _CHAIN + 1))
-            drawn = [rng.choice(self._words, count).tolist() for _ in range(4 * _BATCH)]
+            words = list(self._words.values())
+            drawn = [rng.choice(words, count).tolist() for _ in range(4 * _BATCH)]
         else:
-            drawn = rng.choice(self._sentences, (4 * _BATCH, 1)).tolist()
+            texts = [sentence(seed, 64 * step + i)[0].split() for i in range(4 * _BATCH)]
+            drawn = [[self._words[word] for word in text] for text in texts]
         drawn.sort(key=lambda chain: sum(len(self.frames[i]) for i in chain))
         start = int(rng.integers(0, 4)) * _BATCH
         chosen = drawn[start : start + _BATCH]
@@ -217,13 +219,11 @@ def speak(model: Speaker, text: str, *, longest: int = 50, named: bool = False) 
 
 
 def readings(folder: Path, found: GriffinLim, *, say: Callable[[str], None] = print) -> Reading:
-    """Everything that was recorded in the assistant's voice, as codes."""
-    texts, frames = [], []
-    for recordings in assistant(folder, say=say):
-        for i, one in enumerate(recordings.utterances):
-            texts.append(one.text)
-            frames.append(found.encode(torch.from_numpy(recordings.wave(i))))
-    return Reading(texts, frames)
+    """Every word as it was recorded in the assistant's voice, as codes."""
+    recordings = assistant(folder, say=say)[1]
+    texts = [one.text for one in recordings.utterances]
+    waves = (torch.from_numpy(recordings.wave(i)) for i in range(len(recordings)))
+    return Reading(texts, [found.encode(wave) for wave in waves])
 
 
 def train_voice(

@@ -221,6 +221,8 @@ def test_an_interrupted_answer_leaves_its_boundaries(model: AudioModel) -> None:
 
 
 def test_what_was_warmed_is_only_answered(model: AudioModel) -> None:
+    model.engine.prefixes.clear()
+    model.engine.features.clear()
     empty = model.conversation()
     (done,) = list(model.warm(empty))
     assert isinstance(done, Done)

@@ -122,8 +122,8 @@ def test_vectors_are_kept_carried_on_and_used_again(tmp_path: Path) -> None:
     (kept,) = (tmp_path / "kept").iterdir()
     with open(kept / "vectors.f2", "r+b") as file:
         file.truncate((kept / "vectors.f2").stat().st_size - 3)
-    with open(kept / "passages.u8", "ab") as file:
-        file.write(b"half")
+    with open(kept / "passages.u8", "ab") as more:
+        more.write(b"half")
     encoded, again = encode(1200, "again")
     assert encoded == 1
     np.testing.assert_array_equal(again, whole)

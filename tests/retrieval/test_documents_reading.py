@@ -80,10 +80,10 @@ def test_known_documents_are_unchanged_row_by_row(folder: Path) -> None:
 
 
 def test_only_what_is_named_is_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lfm2_retrieval.documents import reading
+    from lfm2_retrieval.documents import reading, walk
 
     opened: list[str] = []
-    real = reading.read_bytes
+    real = walk.read_bytes
 
     def noted(found: Found, limits: Limits) -> bytes:
         opened.append(found.name)
