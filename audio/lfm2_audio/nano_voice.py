@@ -40,7 +40,7 @@ __all__ = [
     "train_voice",
 ]
 
-STEPS = 2500
+STEPS = 2000
 """Length of the recipe of the voice."""
 SEED = 20261123
 """Of its batches."""

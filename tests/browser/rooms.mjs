@@ -114,7 +114,7 @@ async function voice() {
     await start.click();
     await page.waitForFunction(() => /listening|you speak/.test(document.querySelector("voice-room [role=status]")?.textContent ?? ""), null, { timeout: 60000 });
     await page.waitForSelector("voice-room .card.you", { timeout: 120000 });
-    await page.waitForFunction(() => /first sound/.test(document.querySelector("voice-room")?.textContent ?? ""), null, { timeout: 120000 });
+    await page.waitForFunction(() => [...document.querySelectorAll("voice-room .card:not(.you) p:first-of-type")].some((one) => one.textContent), null, { timeout: 120000 });
     await shot(page, "voice");
     await page.getByRole("button", { name: "Stop" }).click();
   }

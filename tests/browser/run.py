@@ -28,10 +28,11 @@ def main() -> int:
     documents = ROOT / "retrieval/lfm2_retrieval/samples/documents"
     files = sorted(str(path) for path in documents.iterdir() if path.is_file())
     pictures = ROOT / "docs/images"
+    speech = ROOT / "audio/lfm2_audio/samples/mike-open.wav"
     options = ServerOptions(models=tuple(model.name for model in embedded_models()))
     with running(options) as base:
         command = ["node", "rooms.mjs", base, str(pictures), *files]
-        env = {**os.environ, "CHROMIUM": browser}
+        env = {"SPEECH": str(speech), **os.environ, "CHROMIUM": browser}
         return subprocess.run(command, cwd=Path(__file__).parent, env=env).returncode
 
 
