@@ -28,7 +28,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lock train-nano-vl train-nano-colbert eval-nano-vl eval-nano-colbert test-interop test-browser check-kernels bench-peers bench-text bench-audio bench-retrieval crash-index clean
+.PHONY: help demo test check lock train-nano-vl train-nano-colbert train-nano-audio eval-nano-vl eval-nano-colbert eval-nano-audio test-interop test-browser check-kernels bench-peers bench-text bench-audio bench-retrieval crash-index clean
 
 help: ## print this list
 	@sed -n -E 's/^([a-z-]+):.*## (.*)/  make \1	\2/p' Makefile | expand -t 24
@@ -69,8 +69,15 @@ train-nano-colbert: $(VENV)/.run ## train the embedded retriever anew, into runs
 	  -r retrieval/lfm2_retrieval/corpus/packages.txt
 	@$(BIN)/lfm2-mm train nano-colbert --out runs/nano-colbert $(TRAIN_ARGS)
 
+train-nano-audio: $(VENV)/.run ## train the embedded audio model anew, hearing and then a voice, into runs/ (needs espeak-ng; hours)
+	@$(BIN)/lfm2-mm train nano-audio --out runs/nano-audio $(TRAIN_ARGS)
+	@$(BIN)/lfm2-mm train nano-audio-voice --out runs/nano-audio-voice $(TRAIN_ARGS)
+
 eval-nano-colbert: $(VENV)/.run ## score the embedded retriever across languages, beside character trigrams
 	@$(BIN)/lfm2-mm eval retrieval $(EVAL_ARGS)
+
+eval-nano-audio: $(VENV)/.run ## score the embedded audio model on held-out voices and sentences (needs espeak-ng)
+	@$(BIN)/lfm2-mm eval speech --tier all $(EVAL_ARGS)
 
 eval-nano-vl: $(VENV)/.run ## score the embedded vision model on held-out scenes, beside the blind baseline
 	@$(BIN)/lfm2-mm eval scenes $(EVAL_ARGS)

@@ -120,7 +120,8 @@ def test_ratio_bootstrap() -> None:
 
 
 def beep(text: str, voice: Voice) -> NDArray[np.float32]:
-    return np.sin(np.arange(4000 + 100 * len(text)) * 0.3).astype(np.float32) * 0.4
+    made = np.sin(np.arange(4000 + 100 * len(text)) * 0.3) * 0.4
+    return np.asarray(made, dtype=np.float32)
 
 
 def test_what_is_spoken(monkeypatch: pytest.MonkeyPatch) -> None:
