@@ -28,10 +28,11 @@ def plain_attention(
         v: Values.
         bias: Added to the scores; a large negative number forbids.
     """
-    if repeats := q.shape[1] // k.shape[1] - 1:
-        k, v = (x.repeat_interleave(repeats + 1, dim=1) for x in (k, v))
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    (batch, _, t, e), groups = q.shape, k.shape[1]
+    folded = (q * e**-0.5).reshape(batch, groups, -1, e)  # a group's heads: rows of one product
+    scores = folded @ k.transpose(-1, -2)
     if bias is not None:
-        scores = scores + bias.to(scores.dtype)
-    out: Tensor = scores.softmax(-1, dtype=scores.dtype) @ v
+        scores = scores.view(batch, groups, -1, t, k.shape[2]) + bias.to(scores.dtype)[:, :, None]
+        scores = scores.view(batch, groups, -1, k.shape[2])
+    out: Tensor = (scores.softmax(-1, dtype=scores.dtype) @ v).view(q.shape)
     return out

@@ -13,12 +13,12 @@ IGNORE = -100
 
 
 def next_token_loss(
-    hidden: Float[Tensor, "b t d"], head: Float[Tensor, "v d"], targets: Int[Tensor, "b t"]
+    hidden: Float[Tensor, "*t d"], head: Float[Tensor, "v d"], targets: Int[Tensor, "*t"]
 ) -> Float[Tensor, ""]:
     """Mean cross-entropy in nats over positions whose target is not `IGNORE`.
 
-    `targets[b, t]` is the token that follows position t. Logits are computed only where they count;
-    without any such position the loss is 0.
+    `targets[..., t]` is the token that follows position t. Logits are computed only where they
+    count; without any such position the loss is 0.
     """
     chosen = targets != IGNORE
     logits = F.linear(hidden[chosen], head).float()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from tokenizers import Tokenizer
 
 from lfm2_mm.errors import SettingError
+from lfm2_mm.locate import locate
 from lfm2_vision import nano
 from lfm2_vision.losses import Auxiliary
 from lfm2_vision.pointing import named_things
@@ -18,11 +22,14 @@ from lfm2_vision.scenes import (
     QA,
     Ground,
     Profile,
+    Sample,
     Scene,
     Thing,
     generate,
     generate_scene,
+    render,
 )
+from lfm2_vision.scenes.world import ANCHORS, nearest_colour
 from lfm2_vision.training import SceneEncoder
 from lfm2_vision.unseen import level_loss, unseen_pairs
 
@@ -40,6 +47,62 @@ def test_questions_about_core_scenes_never_name_a_further_colour() -> None:
         for qa in generate(1, i, questions=8).questions:
             named = {qa.args.get(key) for key in ("colour", "a_colour", "b_colour")} - {None}
             assert named <= set(COLOURS)
+
+
+def test_fills_of_any_colour_avoid_what_is_withheld_and_questions_name_none() -> None:
+    free = replace(WIDE, any_colour=1.0)
+    things, kinds = [], set()
+    for i in range(150):
+        sample = generate(2, i, profile=free, questions=8)
+        assert sample.scene.colours == ()
+        things += sample.scene.things
+        for qa in sample.questions:
+            kinds.add(qa.kind)
+            assert not {"colour", "a_colour", "b_colour"} & set(qa.args)
+    assert kinds == {"exist", "count", "relation", "where", "sign"}
+    assert not {(t.shape, nearest_colour(t.rgb)) for t in things} & HELD_OUT_PAIRS
+    named = [min(math.dist(t.rgb, a) for c in ANCHORS.values() for a in c) for t in things]
+    assert sum(distance > 40 for distance in named) > len(named) / 3
+
+
+@pytest.mark.parametrize("colour", ALL_COLOURS)
+def test_the_nearest_colour_of_an_anchor_is_its_own(colour: str) -> None:
+    assert {nearest_colour(anchor) for anchor in ANCHORS[colour]} == {colour}
+
+
+def test_unnamed_fills_teach_no_colour() -> None:
+    encoder = SceneEncoder(
+        Tokenizer.from_str(nano.tokenizer_files()["tokenizer.json"]), nano.IMAGES
+    )
+    batch = encoder.batch([generate(2, 3, profile=replace(WIDE, any_colour=1.0))])
+    things = batch.patch_shape != 0
+    assert things.any() and (batch.patch_colour[things] < 0).all()
+    heads = Auxiliary(4, 4)
+    total, _ = heads.seen(torch.randn(len(things), 4), torch.randn(len(batch.cell_shape), 4), batch)
+    torch.autograd.backward(total)
+    for head in (heads.patch_colour, heads.cell_colour):
+        assert head.weight.grad is not None and not head.weight.grad.any()
+    assert heads.patch_shape.weight.grad is not None and heads.patch_shape.weight.grad.any()
+
+
+def test_the_tokenizer_is_that_of_the_embedded_model() -> None:
+    folder = locate("nano-vl").folder
+    assert nano.tokenizer_files()["tokenizer.json"] == (folder / "tokenizer.json").read_text()
+
+
+def test_the_way_asked_about_leads_from_the_first_thing_to_the_second() -> None:
+    encoder = SceneEncoder(
+        Tokenizer.from_str(nano.tokenizer_files()["tokenizer.json"]), nano.IMAGES
+    )
+    star = Thing(shape="star", colour="red", rgb=(220, 40, 40), cx=30, cy=100, r=20)
+    disc = Thing(shape="circle", colour="blue", rgb=(50, 80, 220), cx=94, cy=36, r=20)
+    ground = Ground(kind="plain", low=(240, 242, 245), high=(240, 242, 245))
+    scene = Scene(width=128, height=128, things=(star, disc), sign=None, ground=ground)
+    args = {"a_shape": "star", "b_shape": "circle", "side": "left"}
+    qa = QA(kind="relation", question="Is the star left of the circle?", answer="yes", args=args)
+    batch = encoder.batch([Sample(scene=scene, image=render(scene), questions=(qa,))])
+    torch.testing.assert_close(batch.asked_way, torch.tensor([[0.5, -0.5]]))
+    assert batch.targets[batch.asked].tolist() == [encoder.tokenizer.token_to_id("yes")]
 
 
 def test_an_unknown_colour_of_a_profile_is_refused() -> None:

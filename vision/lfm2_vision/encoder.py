@@ -52,7 +52,7 @@ class Embeddings(nn.Module):
         """Embed packed patches of views with these shapes."""
         tables = {shape: self.positions(shape) for shape in set(shapes)}
         rows: Tensor = self.patch_embedding(patches.to(self.patch_embedding.weight.dtype))
-        return rows + torch.cat([tables[shape] for shape in shapes])
+        return rows + torch.cat([tables[shape] for shape in shapes]).to(rows.dtype)
 
 
 class SelfAttention(nn.Module):

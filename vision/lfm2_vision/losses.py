@@ -7,6 +7,8 @@ no schedule; the rows come from `training`.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -25,7 +27,8 @@ class Auxiliary(nn.Module):
     """Linear heads over patches (from the tower), positions (from the connector) and words.
 
     The heads over words read the backbone's rows one block after its first attention, where a
-    word that names a thing can first have found it.
+    word that names a thing can first have found it. The way between two things is read after the
+    last attention, at the token that the answer follows: there both places can have met.
     """
 
     def __init__(self, tower_size: int, connector_size: int) -> None:
@@ -39,6 +42,7 @@ class Auxiliary(nn.Module):
         self.named_shape = nn.Linear(connector_size, shapes)
         self.named_colour = nn.Linear(connector_size, colours)
         self.named_place = nn.Linear(connector_size, 2)
+        self.asked_way = nn.Linear(connector_size, 2)
 
     def seen(
         self, rows: Float[Tensor, "n c"], cells: Float[Tensor, "m d"], batch: SceneBatch
@@ -65,9 +69,9 @@ class Auxiliary(nn.Module):
         return torch.stack(terms).sum(), {"patch_right": float(right), "cell_right": float(found)}
 
     def named(
-        self, words: Float[Tensor, "k d"], batch: SceneBatch
+        self, words: Float[Tensor, "k d"], asked: Float[Tensor, "r d"], batch: SceneBatch
     ) -> tuple[Tensor, dict[str, float]]:
-        """What the words name: shape, colour and place, and the mean distance missed by."""
+        """What the words name: shape, colour and place; and the way between the two asked about."""
         place = self.named_place(words).float()
         shape = _open(self.named_shape(words), batch.named_colour)
         colour = self.named_colour(words)
@@ -76,8 +80,12 @@ class Auxiliary(nn.Module):
             0.5 * _colour_loss(colour, batch.named_colour, batch.named_shape),
             8 * F.l1_loss(place, batch.named_place),
         ]
-        missed = (place.detach() - batch.named_place).abs().mean()
-        return torch.stack(terms).sum(), {"missed": float(missed)}
+        missed = {"missed": float((place.detach() - batch.named_place).abs().mean())}
+        if len(asked):
+            way = F.l1_loss(self.asked_way(asked).float(), batch.asked_way)
+            terms.append(8 * way)
+            missed["way_missed"] = float(way.detach())
+        return torch.stack(terms).sum(), missed
 
 
 _SHUT = -1e4  # a logit no softmax notices
@@ -85,39 +93,69 @@ _SHUT = -1e4  # a logit no softmax notices
 
 def _open(shape: Float[Tensor, "n s"], colour: Tensor) -> Float[Tensor, "n s"]:
     """Logits of shapes in fp32, those never seen in the given colour classes shut out."""
-    unseen = unseen_pairs().to(shape.device)
-    return shape.float().masked_fill(unseen[colour.clamp(min=0)], _SHUT)
+    return shape.float().masked_fill(_unseen(colour), _SHUT)
 
 
 def _level(logits: Tensor, shape: Tensor, colour: Tensor) -> Tensor:
     """`level_loss` of shape classes, ground and sign aside."""
-    unseen = unseen_pairs().to(logits.device)[colour.clamp(min=0)]
+    unseen = _unseen(colour)
     return level_loss(logits[:, 1:-1], unseen[:, 1:-1], shape - 1)
 
 
 def _colour_loss(logits: Float[Tensor, "n c"], colour: Tensor, shape: Tensor) -> Tensor:
     """Cross-entropy of colours, those never seen in the given shape classes shut out."""
     unseen = unseen_pairs().to(logits.device)
-    return F.cross_entropy(logits.float().masked_fill(unseen.T[shape], _SHUT), colour)
+    named = colour.where(colour >= 0, IGNORE)
+    total = F.cross_entropy(
+        logits.float().masked_fill(unseen.T[shape], _SHUT), named, reduction="sum"
+    )
+    return total / (named != IGNORE).sum().clamp(min=1)
 
 
-def scene_hidden(
-    model: VisionLanguageModel, batch: SceneBatch
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rows of a batch: final hidden states, those of the named words, tower's, connector's."""
+def _unseen(colour: Tensor) -> Tensor:
+    """Which shapes are withheld in each colour class; classes of unnamed fills are negated."""
+    return unseen_pairs().to(colour.device)[colour.abs().where(colour != IGNORE, 0)]
+
+
+class Hidden(NamedTuple):
+    """Rows of a batch.
+
+    Attributes:
+        last: Final hidden states of all tokens.
+        words: States of the words that name a thing, a block after the first attention.
+        asked: States of the last token of questions about places, after the last attention.
+        rows: What the tower makes of the patches.
+        cells: What the connector makes of those.
+    """
+
+    last: Tensor
+    words: Tensor
+    asked: Tensor
+    rows: Tensor
+    cells: Tensor
+
+
+def scene_hidden(model: VisionLanguageModel, batch: SceneBatch) -> Hidden:
+    """One pass through all parts."""
     rows = model.vision_tower(batch.patches, batch.shapes)
     cells = model.multi_modal_projector(rows, batch.shapes)
     backbone = model.language_model
     x = backbone.embed(batch.ids)
-    flat = x.flatten(0, 1).index_copy(0, batch.image_positions, cells.to(x.dtype))
+    if torch.is_autocast_enabled(x.device.type):  # the rows between blocks, too, in bf16
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    x = x.index_copy(0, batch.image_positions, cells.to(x.dtype))
+    attentions = [i for i, block in enumerate(backbone.layers) if block.is_attention]
     kept: list[Tensor] = []
-    tap = next(i for i, block in enumerate(backbone.layers) if block.is_attention) + 1
-    hook = backbone.layers[tap].register_forward_hook(lambda _, __, out: kept.append(out))
+    hooks = [
+        backbone.layers[tap].register_forward_hook(lambda _, __, out: kept.append(out))
+        for tap in (attentions[0] + 1, attentions[-1])
+    ]
     try:
-        hidden = backbone(flat.view_as(x), batch.mixing)
+        last = backbone(x, batch.mixing)
     finally:
-        hook.remove()
-    return hidden, kept[0].flatten(0, 1)[batch.named], rows, cells
+        for hook in hooks:
+            hook.remove()
+    return Hidden(last, kept[0][batch.named], kept[1][batch.asked], rows, cells)
 
 
 def scene_loss(
@@ -134,10 +172,10 @@ def scene_loss(
         cells = model.multi_modal_projector(rows, batch.shapes)
         extra, parts = auxiliary.seen(rows, cells, batch)
         return weight * extra, {"aux": float(extra.detach()), **parts}
-    hidden, words, rows, cells = scene_hidden(model, batch)
-    spoken = next_token_loss(hidden, model.head_weight, batch.targets)
-    extra, parts = auxiliary.seen(rows, cells, batch)
-    pointed, more = auxiliary.named(words, batch)
+    hidden = scene_hidden(model, batch)
+    spoken = next_token_loss(hidden.last, model.head_weight, batch.targets)
+    extra, parts = auxiliary.seen(hidden.rows, hidden.cells, batch)
+    pointed, more = auxiliary.named(hidden.words, hidden.asked, batch)
     return spoken + weight * (extra + pointed), {
         "text": float(spoken.detach()),
         "aux": float(extra.detach()),
@@ -153,12 +191,11 @@ def answered(model: VisionLanguageModel, batch: SceneBatch) -> list[tuple[str, b
     Greedy decoding reproduces an answer if and only if, fed the answer so far, the model prefers
     the right token at every step; so one forward pass decides for all branches.
     """
-    hidden = scene_hidden(model, batch)[0]
+    hidden = scene_hidden(model, batch).last
     out = []
-    for i, (kinds, spans) in enumerate(zip(batch.kinds, batch.branches, strict=True)):
-        for kind, (start, length) in zip(kinds, spans, strict=True):
-            targets = batch.targets[i, start : start + length]
-            asked = targets != IGNORE
-            scores = F.linear(hidden[i, start : start + length][asked], model.head_weight)
-            out.append((kind, bool((scores.argmax(-1) == targets[asked]).all())))
+    for kind, (start, length) in zip(batch.kinds, batch.branches, strict=True):
+        targets = batch.targets[start : start + length]
+        wanted = targets != IGNORE
+        scores = F.linear(hidden[start : start + length][wanted], model.head_weight)
+        out.append((kind, bool((scores.argmax(-1) == targets[wanted]).all())))
     return out

@@ -108,12 +108,21 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides what nano-vl becomes."""
+    """Everything that decides what nano-vl becomes.
+
+    Attributes:
+        seed: Names the scenes.
+        schedule: Steps and rates.
+        stages: What is learnt when.
+        questions: About how many questions each picture comes with.
+        weights: How often each kind is asked, where not as usual.
+    """
 
     seed: int
     schedule: Schedule
     stages: tuple[Stage, ...]
     questions: int = 10
+    weights: tuple[tuple[str, float], ...] = ()
 
     def stage(self, step: int) -> Stage:
         """The stage of a step; the last one stays."""
@@ -134,6 +143,16 @@ _MIXED = (
     (_ALL, 0.2),
     (_ALL_NEAR, 0.25),
     (replace(_ALL_NEAR, sign_probability=0.5, small_probability=0.2), 0.1),
+)
+_FREE = replace(_ALL_NEAR, any_colour=1.0)
+_FREER = (
+    (NEAR, 0.3),
+    (CORE, 0.25),
+    (_ALL, 0.1),
+    (_ALL_NEAR, 0.1),
+    (replace(NEAR, any_colour=1.0), 0.1),
+    (_FREE, 0.1),
+    (replace(_ALL_NEAR, sign_probability=0.5, small_probability=0.2), 0.05),
 )
 
 
@@ -160,16 +179,25 @@ def recipe(steps: int = STEPS, seed: int = 20261122) -> Recipe:
     )
 
 
-def recipe_more(steps: int = MORE_STEPS, seed: int = 20261123) -> Recipe:
-    """The recipe that goes on from the embedded weights: the tower first, then everything."""
+def recipe_more(steps: int = MORE_STEPS, seed: int = 20261124) -> Recipe:
+    """The recipe that goes on from the embedded weights: the tower first, then everything.
+
+    Things of any colour at all keep the tower from learning that some colour rules out a shape.
+    """
     return Recipe(
         seed=seed,
-        schedule=Schedule(steps=steps, warmup=150, peak=7e-4),
+        schedule=Schedule(steps=steps, warmup=100, peak=8e-4),
+        questions=12,
+        weights=(("relation", 7.0), ("where", 3.5), ("sign", 1.0), ("describe", 0.25)),
         stages=(
-            Stage(until=int(0.08 * steps), profiles=((_ALL_NEAR, 1.0),), auxiliary=1.0, text=False),
-            Stage(until=int(0.2 * steps), profiles=((_FEW, 0.6), (_ALL_NEAR, 0.4))),
-            Stage(until=int(0.8 * steps), profiles=_MIXED, tiled_every=8),
-            Stage(until=steps, profiles=_MIXED, tiled_every=5, auxiliary=0.25),
+            Stage(
+                until=int(0.2 * steps),
+                profiles=((_FREE, 0.6), (_ALL_NEAR, 0.2), (NEAR, 0.2)),
+                auxiliary=1.0,
+                text=False,
+            ),
+            Stage(until=int(0.85 * steps), profiles=_FREER, tiled_every=8),
+            Stage(until=steps, profiles=_FREER, tiled_every=5, auxiliary=0.25),
         ),
     )
 
@@ -235,7 +263,13 @@ class Batches(Dataset[SceneBatch]):
         # one canvas a step: views of equal size are attended to in one call
         profile = replace(profile, size=canvas(rng, profile))
         samples = [
-            generate(plan.seed, step * 64 + i, profile=profile, questions=plan.questions)
+            generate(
+                plan.seed,
+                step * 64 + i,
+                profile=profile,
+                questions=plan.questions,
+                weights=dict(plan.weights),
+            )
             for i in range(max(1, stage.batch // 6) if tiled else stage.batch)
         ]
         config = IMAGES if tiled else IMAGES.with_budget(max_tiles=1)

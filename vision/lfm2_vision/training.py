@@ -1,6 +1,6 @@
 """Training data of the vision frontend: drawn scenes as rows, with labels of what they show.
 
-Each picture is one prefix with its questions as branches, so every question is learnt as if asked
+Each picture is a prefix with its questions as branches, so every question is learnt as if asked
 alone. Knows neither losses nor a schedule.
 """
 
@@ -51,21 +51,26 @@ class SceneBatch:
     Attributes:
         patches: Packed patches of all views, float32 `[n, p]`.
         shapes: Patch rows and columns of each view.
-        ids: Token rows `[b, t]`, prefix then branches, padded with 0.
-        image_positions: Where the features of all views go, as flat indices into `ids`.
-        targets: Next tokens `[b, t]`; `IGNORE` where no loss is taken.
-        mixing: How the positions of a row see each other.
+        ids: Tokens `[t]`: the prefixes of all pictures, then all branches by length.
+        image_positions: Where the features of all views go, as indices into `ids`.
+        targets: Next tokens `[t]`; `IGNORE` where no loss is taken.
+        mixing: How the tokens see each other.
         patch_shape: Shape class of each patch, `[n]`.
-        patch_colour: Colour class of each patch, `[n]`; `IGNORE` on ground and signs.
+        patch_colour: Colour class of each patch, `[n]`; `IGNORE` on ground and signs. The class of
+            the nearest colour, negated, where the fill has no name; so are the other colours.
         cell_shape: Shape class whose centre lies in each position, `[m]`; 0 for none.
         cell_colour: Its colour class, `[m]`; `IGNORE` for none.
         cell_place: Middle of each position, `[m, 2]`, as shares of the picture's width and height.
-        named: Flat indices into `ids` of the words that name one thing, `[k]`.
+        named: Indices into `ids` of the words that name one thing, `[k]`.
         named_place: Centre of that thing, `[k, 2]`, as shares of the picture.
         named_shape: Its shape class, `[k]`.
         named_colour: Its colour class, `[k]`.
-        kinds: Kind of each branch, row by row.
-        branches: First position and length of each branch, row by row.
+        asked: Indices into `ids` of the last token before the answer to a question about where
+            one thing is from another, `[r]`.
+        asked_way: From the centre of the first thing to that of the second, `[r, 2]`, as shares
+            of the picture.
+        kinds: Kind of each branch.
+        branches: First token and length of each branch.
     """
 
     patches: Tensor
@@ -83,8 +88,10 @@ class SceneBatch:
     named_place: Tensor
     named_shape: Tensor
     named_colour: Tensor
-    kinds: list[list[str]] = field(default_factory=list)
-    branches: list[list[tuple[int, int]]] = field(default_factory=list)
+    asked: Tensor
+    asked_way: Tensor
+    kinds: list[str] = field(default_factory=list)
+    branches: list[tuple[int, int]] = field(default_factory=list)
 
 
 def image_token_id(tokenizer: Tokenizer) -> int:
@@ -125,39 +132,42 @@ class SceneEncoder:
         """Encode samples; `config` overrides the image settings for this batch."""
         config = config or self.config
         plans = [plan(*sample.image.size, config) for sample in samples]
-        rows, heads = [], []
-        for sample, layout in zip(samples, plans, strict=True):
-            prefix = self._encode(
-                "<|startoftext|><|im_start|>user\n" + placeholder_text(layout, self.tokens)
+        tokens: list[int] = []
+        prefixes = []
+        for layout in plans:
+            head = "<|startoftext|><|im_start|>user\n" + placeholder_text(layout, self.tokens)
+            prefixes.append(self._encode(head))
+            tokens += prefixes[-1]
+        branches = [
+            _Branch(
+                i,
+                qa,
+                self._encode(f"{qa.question}<|im_end|>\n<|im_start|>assistant\n"),
+                self._encode(f"{qa.answer}<|im_end|>"),
             )
-            branches = [
-                (
-                    self._encode(f"{qa.question}<|im_end|>\n<|im_start|>assistant\n"),
-                    self._encode(f"{qa.answer}<|im_end|>"),
-                )
-                for qa in sample.questions
-            ]
-            rows.append((prefix, branches))
-            heads.append((len(prefix), [len(q) + len(a) for q, a in branches]))
-        time = max(prefix + sum(lengths) for prefix, lengths in heads)
-        ids = torch.zeros(len(rows), time, dtype=torch.long)
-        targets = torch.full_like(ids, IGNORE)
-        spans: list[list[tuple[int, int]]] = []
+            for i, sample in enumerate(samples)
+            for qa in sample.questions
+        ]
+        branches.sort(key=len)
+        mixing = Branched(
+            [len(prefix) for prefix in prefixes],
+            [(branch.row, len(branch)) for branch in branches],
+            taps=self.taps,
+        )
+        targets = [IGNORE] * len(tokens)
         named: list[tuple[int, Thing, Scene]] = []
-        for i, (prefix, branches) in enumerate(rows):
-            ids[i, : len(prefix)] = torch.tensor(prefix)
-            at = len(prefix)
-            spans.append([])
-            for (question, answer), qa in zip(branches, samples[i].questions, strict=True):
-                named += [
-                    (i * time + at + token, thing, samples[i].scene)
-                    for token, thing in self._named(samples[i].scene, qa)
-                ]
-                end = at + len(question) + len(answer)
-                ids[i, at:end] = torch.tensor(question + answer)
-                targets[i, end - len(answer) - 1 : end - 1] = torch.tensor(answer)
-                spans[-1].append((at, end - at))
-                at = end
+        asked: list[tuple[int, tuple[float, float]]] = []
+        for branch, at in zip(branches, mixing.branch_starts, strict=True):
+            tokens += branch.question + branch.answer
+            targets += [IGNORE] * (len(branch.question) - 1) + branch.answer + [IGNORE]
+            scene = samples[branch.row].scene
+            found = self._named(scene, branch.qa)
+            named += [(at + token, thing, scene) for token, thing in found]
+            if branch.qa.kind in ("relation", "where") and len(found) == 2:
+                (_, a), (_, b) = found
+                way = ((b.cx - a.cx) / scene.width, (b.cy - a.cy) / scene.height)
+                asked.append((at + len(branch.question) - 1, way))
+        ids = torch.tensor(tokens)
         patches, shapes, labels = [], [], []
         for sample, layout in zip(samples, plans, strict=True):
             pixels = views(sample.image, layout, config)
@@ -169,9 +179,9 @@ class SceneEncoder:
             patches=torch.cat(patches),
             shapes=shapes,
             ids=ids,
-            image_positions=ids.eq(self.image_id).flatten().nonzero()[:, 0],
-            targets=targets,
-            mixing=Branched(heads, time, taps=self.taps),
+            image_positions=ids.eq(self.image_id).nonzero()[:, 0],
+            targets=torch.tensor(targets),
+            mixing=mixing,
             patch_shape=columns[0],
             patch_colour=columns[1],
             cell_shape=columns[2],
@@ -184,11 +194,33 @@ class SceneEncoder:
             ).view(-1, 2),
             named_shape=torch.tensor([_SHAPE_ID[t.shape] for _, t, _ in named], dtype=torch.long),
             named_colour=torch.tensor(
-                [_COLOUR_ID[t.colour] for _, t, _ in named], dtype=torch.long
+                [_colour_id(scene, t) for _, t, scene in named], dtype=torch.long
             ),
-            kinds=[[qa.kind for qa in sample.questions] for sample in samples],
-            branches=spans,
+            asked=torch.tensor([at for at, _ in asked], dtype=torch.long),
+            asked_way=torch.tensor([way for _, way in asked], dtype=torch.float32).view(-1, 2),
+            kinds=[branch.qa.kind for branch in branches],
+            branches=[
+                (at, len(branch)) for branch, at in zip(branches, mixing.branch_starts, strict=True)
+            ],
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Branch:
+    """A question with its answer, as tokens, and the number of the picture it is about."""
+
+    row: int
+    qa: QA
+    question: list[int]
+    answer: list[int]
+
+    def __len__(self) -> int:
+        return len(self.question) + len(self.answer)
+
+
+def _colour_id(scene: Scene, thing: Thing) -> int:
+    """Colour class; negated in a scene whose colours have no names."""
+    return _COLOUR_ID[thing.colour] if scene.colours else -_COLOUR_ID[thing.colour]
 
 
 def _labels(scene: Scene, layout: Plan, config: ImageConfig) -> list[list[NDArray[Any]]]:
@@ -211,7 +243,7 @@ def _labels(scene: Scene, layout: Plan, config: ImageConfig) -> list[list[NDArra
             x, y = thing.cx / scale_x - left, thing.cy / scale_y - top
             if 0 <= x < view.width and 0 <= y < view.height:
                 cell_shape[int(y // side), int(x // side)] = _SHAPE_ID[thing.shape]
-                cell_colour[int(y // side), int(x // side)] = _COLOUR_ID[thing.colour]
+                cell_colour[int(y // side), int(x // side)] = _colour_id(scene, thing)
         across = (left + (np.arange(cols) + 0.5) * side) / size[0]
         down = (top + (np.arange(rows) + 0.5) * side) / size[1]
         place = np.empty((rows, cols, 2), np.float32)
@@ -232,5 +264,5 @@ def _patch_labels(
     best = cover.argmax(0)
     shown = cover.max(0) >= _LEAST_COVER
     shape_of = np.array([*(_SHAPE_ID[thing.shape] for thing in scene.things), SIGN])
-    colour_of = np.array([*(_COLOUR_ID[thing.colour] for thing in scene.things), IGNORE])
+    colour_of = np.array([*(_colour_id(scene, thing) for thing in scene.things), IGNORE])
     return np.where(shown, shape_of[best], GROUND), np.where(shown, colour_of[best], IGNORE)

@@ -68,7 +68,9 @@ class _Fact:
 def ask_all(scene: Scene, rng: Random, wordings: Wordings = "seen") -> list[QA]:
     """Every question that the scene allows, each once in a random wording; not balanced."""
     facts = _colours(scene) + _shapes(scene) + _existences(scene) + _counts(scene)
-    facts += _relations(scene, rng) + [_sign(scene), _description(scene)]
+    facts += [*_relations(scene, rng), _sign(scene)]
+    if scene.colours:
+        facts.append(_description(scene))
     return [_worded(fact, rng, wordings) for fact in facts]
 
 
@@ -83,12 +85,13 @@ def for_evaluation(
     return [_worded(fact, rng, wordings) for fact in facts if fact is not None]
 
 
-def pick(scene: Scene, rng: Random, n: int) -> list[QA]:
+def pick(scene: Scene, rng: Random, n: int, weights: Mapping[str, float] | None = None) -> list[QA]:
     """About n different questions of mixed kinds for training, answers balanced over scenes.
 
-    One in ten is typed carelessly: lower case, no closing mark.
+    One in ten is typed carelessly: lower case, no closing mark. `weights` say how often each kind
+    is asked; those not named keep their own.
     """
-    weights = dict(_PICK_WEIGHTS)
+    weights = {**_PICK_WEIGHTS, **(weights or {})}
     if scene.sign is None:
         weights["sign"] = 0.3
     chosen: dict[tuple[str, tuple[tuple[str, str], ...]], QA] = {}
@@ -146,7 +149,7 @@ def _choose(kind: str, scene: Scene, rng: Random) -> _Fact | None:
     if kind == "sign":
         return _sign(scene)
     if kind == "describe":
-        return _description(scene)
+        return _description(scene) if scene.colours else None
     facts = _colours(scene) if kind == "colour" else _shapes(scene)
     return rng.choice(facts) if facts else None
 
@@ -170,6 +173,8 @@ def _args(shape: str | None, colour: str | None) -> dict[str, str]:
 
 
 def _colours(scene: Scene) -> list[_Fact]:
+    if not scene.colours:
+        return []
     return [
         _Fact("colour", thing.colour, {"shape": thing.shape})
         for thing in scene.things
@@ -178,6 +183,8 @@ def _colours(scene: Scene) -> list[_Fact]:
 
 
 def _shapes(scene: Scene) -> list[_Fact]:
+    if not scene.colours:
+        return []
     return [
         _Fact("shape", thing.shape, {"colour": thing.colour})
         for thing in scene.things
@@ -196,13 +203,17 @@ def _existences(scene: Scene) -> list[_Fact]:
     return facts + [_existence(scene, None, colour) for colour in scene.colours]
 
 
-def _choose_existence(scene: Scene, rng: Random) -> _Fact:
+def _choose_existence(scene: Scene, rng: Random) -> _Fact | None:
     """Fix the form, then the answer by a fair coin, then what is asked.
 
     What is asked comes from the same population for both answers: a present thing for yes; for no
     an absent pair as likely as scenes hold it, or, half of the time, the shape of one present
     thing with the colour of another.
     """
+    if not scene.colours:
+        shown = {thing.shape for thing in scene.things}
+        asked = sorted(shown) if rng.random() < 0.5 else [s for s in scene.shapes if s not in shown]
+        return _existence(scene, rng.choice(asked), None) if asked else None
     allowed = _askable(scene)
     present = {thing.pair for thing in scene.things}
     form = rng.choices(("pair", "shape", "colour"), (3, 1, 1))[0]
@@ -253,7 +264,9 @@ def _choose_count(scene: Scene, rng: Random) -> _Fact:
 
 def _names(scene: Scene, thing: Thing) -> list[tuple[str | None, str | None]]:
     """The (shape, colour) ways to name a thing that fit no other."""
-    ways = ((thing.shape, None), (None, thing.colour), thing.pair)
+    ways: tuple[tuple[str | None, str | None], ...] = ((thing.shape, None),)
+    if scene.colours:
+        ways += ((None, thing.colour), thing.pair)
     return [way for way in ways if len(_matching(scene, *way)) == 1]
 
 

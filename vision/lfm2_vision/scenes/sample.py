@@ -5,8 +5,10 @@ Knows what a scene may contain and how likely; neither how it is drawn nor what 
 
 from __future__ import annotations
 
+import colorsys
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from random import Random
 
@@ -36,6 +38,7 @@ from .world import (
     Split,
     Thing,
     allowed_pairs,
+    nearest_colour,
     visibly_different,
 )
 
@@ -74,6 +77,8 @@ class Profile:
         small_probability: Share of things whose diameter is 1/10 to 1/6 of the shorter side
             instead of 1/6 to 1/2.2.
         grounds: Kinds of ground.
+        any_colour: Share of scenes whose fills are of any colour at all, and whose questions name
+            none. No shape takes a fill that is nearest to a colour withheld from it.
 
     Raises:
         SettingError: A value is out of its range.
@@ -88,6 +93,7 @@ class Profile:
     sign_probability: float = 0.0
     small_probability: float = 0.0
     grounds: tuple[str, ...] = GROUND_KINDS
+    any_colour: float = 0.0
 
     def __post_init__(self) -> None:
         _need(64 <= self.canvas[0] <= self.canvas[1] <= 4096, "canvas", self.canvas, "64 to 4096")
@@ -111,7 +117,7 @@ class Profile:
             self.grounds,
             ", ".join(GROUND_KINDS),
         )
-        for name in ("sign_probability", "small_probability"):
+        for name in ("sign_probability", "small_probability", "any_colour"):
             _need(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
 
 
@@ -151,7 +157,13 @@ def stream(seed: int, index: int, split: Split, purpose: str) -> Random:
 
 
 def generate(
-    seed: int, index: int, *, split: Split = "train", profile: Profile = CORE, questions: int = 6
+    seed: int,
+    index: int,
+    *,
+    split: Split = "train",
+    profile: Profile = CORE,
+    questions: int = 6,
+    weights: Mapping[str, float] | None = None,
 ) -> Sample:
     """Make one sample: scene, picture and questions.
 
@@ -161,13 +173,14 @@ def generate(
         split: "train" never contains a held-out pair, word or wording; "held_out" contains all.
         profile: What the scene may contain.
         questions: About how many questions a training sample packs.
+        weights: How often a training sample asks each kind, where not as usual.
 
     Raises:
         SettingError: The split is unknown.
     """
     scene = generate_scene(seed, index, split=split, profile=profile)
     rng = stream(seed, index, split, "questions")
-    asked = pick(scene, rng, questions) if split == "train" else for_evaluation(scene, rng)
+    asked = pick(scene, rng, questions, weights) if split == "train" else for_evaluation(scene, rng)
     return Sample(scene=scene, image=render(scene), questions=tuple(asked))
 
 
@@ -184,7 +197,12 @@ def generate_scene(
     rng = stream(seed, index, split, "scene")
     width, height = profile.size or canvas(rng, profile)
     pairs = _pairs(rng, profile, split)
-    rgbs = [_rgb(rng, colour) for _, colour in pairs]
+    free = profile.any_colour > 0 and rng.random() < profile.any_colour
+    if free:
+        rgbs = [_any_rgb(rng, shape) for shape, _ in pairs]
+        pairs = [(shape, nearest_colour(rgb)) for (shape, _), rgb in zip(pairs, rgbs, strict=True)]
+    else:
+        rgbs = [_rgb(rng, colour) for _, colour in pairs]
     sign_word = None
     if rng.random() < profile.sign_probability:
         held = split == "held_out" and rng.random() < 0.5
@@ -217,7 +235,7 @@ def generate_scene(
         ground=_ground(rng, profile, rgbs),
         split=split,
         shapes=profile.shapes,
-        colours=profile.colours,
+        colours=() if free else profile.colours,
     )
 
 
@@ -281,6 +299,18 @@ def _rgb(rng: Random, colour: str) -> Rgb:
     ]
     red, green, blue = (min(255, max(0, value)) for value in channels)
     return red, green, blue
+
+
+def _any_rgb(rng: Random, shape: str) -> Rgb:
+    """Any colour, every second one vivid, but none nearest to one withheld from the shape."""
+    while True:
+        if rng.random() < 0.5:
+            rgb = (rng.randrange(256), rng.randrange(256), rng.randrange(256))
+        else:
+            vivid = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.7, 1.0), rng.uniform(0.4, 1.0))
+            rgb = (round(255 * vivid[0]), round(255 * vivid[1]), round(255 * vivid[2]))
+        if (shape, nearest_colour(rgb)) not in HELD_OUT_PAIRS:
+            return rgb
 
 
 def _place(

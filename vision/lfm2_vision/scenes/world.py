@@ -36,6 +36,7 @@ __all__ = [
     "Thing",
     "allowed_pairs",
     "contrast",
+    "nearest_colour",
     "visibly_different",
 ]
 
@@ -165,7 +166,7 @@ class Thing:
     Attributes:
         shape: One of `ALL_SHAPES`.
         colour: One of `ALL_COLOURS`.
-        rgb: The fill that was drawn from the colour's area.
+        rgb: The fill; from the colour's area, or nearest to it in a scene without named colours.
         cx: Centre, from the left edge.
         cy: Centre, from the top edge.
         r: Half of the diameter.
@@ -255,7 +256,7 @@ class Scene:
         ground: What lies behind.
         split: The split it was made for; questions of a train scene avoid what is held out.
         shapes: The shapes that the questions may name.
-        colours: The colours that the questions may name.
+        colours: The colours that the questions may name; none if the fills are of any colour.
     """
 
     width: int
@@ -279,6 +280,32 @@ def allowed_pairs(
     """The (shape, colour) pairs that a split may show and ask about, in a fixed order."""
     pairs = ((shape, colour) for shape in shapes for colour in colours)
     return tuple(p for p in pairs if split == "held_out" or p not in HELD_OUT_PAIRS)
+
+
+def nearest_colour(rgb: Rgb) -> str:
+    """The colour whose area lies nearest, by Euclidean distance."""
+    return min(_AREAS, key=lambda name: min(_distance(rgb, point) for point in _AREAS[name]))
+
+
+def _area(anchors: tuple[Rgb, ...], steps: int = 4) -> tuple[tuple[float, float, float], ...]:
+    """Mixtures of three anchors, evenly spaced."""
+    points = []
+    for i in range(steps + 1):
+        for j in range(steps + 1 - i):
+            shares = (i / steps, j / steps, (steps - i - j) / steps)
+            mixed = [
+                sum(s * anchor[c] for s, anchor in zip(shares, anchors, strict=True))
+                for c in range(3)
+            ]
+            points.append((mixed[0], mixed[1], mixed[2]))
+    return tuple(points)
+
+
+def _distance(a: Rgb, b: tuple[float, float, float]) -> float:
+    return (a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2 + (a[2] - b[2]) ** 2
+
+
+_AREAS = {name: _area(anchors) for name, anchors in ANCHORS.items()}
 
 
 def contrast(a: Rgb, b: Rgb) -> int:
