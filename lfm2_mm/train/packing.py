@@ -51,6 +51,11 @@ class Branched:
         branches: For each branch the number of its prefix and its length; neighbours should be of
             like length, as each group of them is padded to its longest.
         taps: Taps of the short convolutions.
+
+    Attributes:
+        positions: Of every row in its sequence, `[n]`.
+        branch_starts: First row of each branch.
+        sources: For each tap but the last the row that it reads, `[n]`; row `n` is zero.
     """
 
     def __init__(
@@ -71,7 +76,7 @@ class Branched:
             sources.append(torch.tensor([line[j : j + length] for j in range(taps - 1)]))
             positions.append(torch.arange(len(before), len(before) + length))
         self.positions = torch.cat(positions)
-        self._sources = list(torch.cat(sources, dim=1).long().unbind())
+        self.sources = list(torch.cat(sources, dim=1).long().unbind())
         self._prefixes: list[tuple[int, int, int, Tensor]] = []
         start = 0
         for length, same in groupby(prefixes):
@@ -88,7 +93,7 @@ class Branched:
         """See `lfm2_mm.mixing.Mixing.convolve`."""
         rows = F.pad(u, (0, 0, 0, 1))
         out = u * taps[:, -1]
-        for j, source in enumerate(self._sources):
+        for j, source in enumerate(self.sources):
             out = torch.addcmul(out, rows.index_select(0, source), taps[:, j])
         return out
 
@@ -119,7 +124,7 @@ class Branched:
     def to(self, device: torch.device | str) -> Branched:
         """Move the tables; returns itself."""
         self.positions = self.positions.to(device)
-        self._sources = [source.to(device) for source in self._sources]
+        self.sources = [source.to(device) for source in self.sources]
         self._prefixes = [(a, n, t, bias.to(device)) for a, n, t, bias in self._prefixes]
         self._groups = [
             _Group(g.rows.to(device), g.seen.to(device), g.real.to(device), g.bias.to(device))

@@ -21,6 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lfm2_mm.train.memory import keep_freed_memory
+
 __all__ = ["Schedule", "Trainer"]
 
 
@@ -95,6 +97,7 @@ class Trainer:
             FloatingPointError: if a gradient is not finite; nothing of it is applied.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        keep_freed_memory()
         self.model.train()
         began, seen, sums = time.perf_counter(), 0, dict[str, float]()
         try:

@@ -17,7 +17,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lfm2_mm.fused import gelu_linear, linear
+from lfm2_mm.kernels.encoder import EncoderStack
 from lfm2_vision.config import TowerConfig
+from lfm2_vision.native import tower_stack
 
 __all__ = ["Siglip2Tower", "ViewShape"]
 
@@ -76,6 +78,16 @@ class SelfAttention(nn.Module):
     def forward(self, x: Float[Tensor, "n d"], lengths: Sequence[int]) -> Float[Tensor, "n d"]:
         """`lengths` are the rows of each view, in order."""
         q, k, v = (linear(x, part) for part in (self.q_proj, self.k_proj, self.v_proj))
+        return linear(self.mix(q, k, v, lengths), self.out_proj)
+
+    def mix(
+        self,
+        q: Float[Tensor, "n d"],
+        k: Float[Tensor, "n d"],
+        v: Float[Tensor, "n d"],
+        lengths: Sequence[int],
+    ) -> Float[Tensor, "n d"]:
+        """Attention proper, between the projections."""
         outs, start = [], 0
         for length, run in groupby(lengths):
             count = len(list(run))
@@ -87,7 +99,7 @@ class SelfAttention(nn.Module):
             out = self.attend(*heads)
             outs.append(out.transpose(1, 2).reshape(end - start, -1))
             start = end
-        return linear(outs[0] if len(outs) == 1 else torch.cat(outs), self.out_proj)
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
 class Mlp(nn.Module):
@@ -137,6 +149,7 @@ class Siglip2Tower(nn.Module):
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+        self._stacks: list[EncoderStack | None] = []  # the native one, once it was looked for
 
     def forward(
         self, patches: Float[Tensor, "n p"], shapes: Sequence[ViewShape]
@@ -149,7 +162,17 @@ class Siglip2Tower(nn.Module):
         """
         lengths = [rows * columns for rows, columns in shapes]
         x = self.embeddings(patches, shapes)
-        for layer in self.encoder.layers:
-            x = layer(x, lengths)
+        stack = None if torch.is_grad_enabled() else self._native()
+        if stack is not None:
+            x = stack(x, lengths)
+        else:
+            for layer in self.encoder.layers:
+                x = layer(x, lengths)
         out: Tensor = self.post_layernorm(x)
         return out
+
+    def _native(self) -> EncoderStack | None:
+        """One call through all layers, where their weights are packed."""
+        if not self._stacks:
+            self._stacks.append(tower_stack(self))
+        return self._stacks[0]

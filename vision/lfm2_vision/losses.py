@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lfm2_mm.train.objectives import IGNORE, next_token_loss
 from lfm2_vision.model import VisionLanguageModel
+from lfm2_vision.quick import Quick
 from lfm2_vision.scenes import ALL_COLOURS, ALL_SHAPES
 from lfm2_vision.training import GROUND, SIGN, SceneBatch
 from lfm2_vision.unseen import level_loss, unseen_pairs
@@ -135,9 +136,12 @@ class Hidden(NamedTuple):
     cells: Tensor
 
 
-def scene_hidden(model: VisionLanguageModel, batch: SceneBatch) -> Hidden:
-    """One pass through all parts."""
-    rows = model.vision_tower(batch.patches, batch.shapes)
+def scene_hidden(
+    model: VisionLanguageModel, batch: SceneBatch, quick: Quick | None = None
+) -> Hidden:
+    """One pass through all parts; `quick` is how, by default as written."""
+    quick = quick or Quick(model.vision_tower, model.language_model, compiled=False)
+    rows = quick.see(batch.patches, batch.shapes)
     cells = model.multi_modal_projector(rows, batch.shapes)
     backbone = model.language_model
     x = backbone.embed(batch.ids)
@@ -145,17 +149,9 @@ def scene_hidden(model: VisionLanguageModel, batch: SceneBatch) -> Hidden:
         x = x.to(torch.get_autocast_dtype(x.device.type))
     x = x.index_copy(0, batch.image_positions, cells.to(x.dtype))
     attentions = [i for i, block in enumerate(backbone.layers) if block.is_attention]
-    kept: list[Tensor] = []
-    hooks = [
-        backbone.layers[tap].register_forward_hook(lambda _, __, out: kept.append(out))
-        for tap in (attentions[0] + 1, attentions[-1])
-    ]
-    try:
-        last = backbone(x, batch.mixing)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return Hidden(last, kept[0][batch.named], kept[1][batch.asked], rows, cells)
+    words, asked = attentions[0] + 1, attentions[-1]
+    states = quick.read(x, batch.mixing)
+    return Hidden(states[-1], states[words][batch.named], states[asked][batch.asked], rows, cells)
 
 
 def scene_loss(
@@ -165,14 +161,16 @@ def scene_loss(
     *,
     weight: float,
     text: bool = True,
+    quick: Quick | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """Next-token loss plus the weighted auxiliary losses; without `text` those on pictures."""
     if not text:
-        rows = model.vision_tower(batch.patches, batch.shapes)
+        quick = quick or Quick(model.vision_tower, model.language_model, compiled=False)
+        rows = quick.see(batch.patches, batch.shapes)
         cells = model.multi_modal_projector(rows, batch.shapes)
         extra, parts = auxiliary.seen(rows, cells, batch)
         return weight * extra, {"aux": float(extra.detach()), **parts}
-    hidden = scene_hidden(model, batch)
+    hidden = scene_hidden(model, batch, quick)
     spoken = next_token_loss(hidden.last, model.head_weight, batch.targets)
     extra, parts = auxiliary.seen(hidden.rows, hidden.cells, batch)
     pointed, more = auxiliary.named(hidden.words, hidden.asked, batch)

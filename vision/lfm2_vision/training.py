@@ -41,6 +41,7 @@ __all__ = ["GROUND", "SIGN", "SceneBatch", "SceneEncoder", "image_token_id"]
 GROUND, SIGN = 0, len(ALL_SHAPES) + 1
 _SHAPE_ID = {name: i + 1 for i, name in enumerate(ALL_SHAPES)}
 _COLOUR_ID = {name: i + 1 for i, name in enumerate(ALL_COLOURS)}
+_ROUND = 256
 _LEAST_COVER = 0.2  # a patch shows a thing when the thing covers this share of it
 
 
@@ -51,7 +52,7 @@ class SceneBatch:
     Attributes:
         patches: Packed patches of all views, float32 `[n, p]`.
         shapes: Patch rows and columns of each view.
-        ids: Tokens `[t]`: the prefixes of all pictures, then all branches by length.
+        ids: Tokens `[t]`: the prefixes of all pictures, padding, then all branches by length.
         image_positions: Where the features of all views go, as indices into `ids`.
         targets: Next tokens `[t]`; `IGNORE` where no loss is taken.
         mixing: How the tokens see each other.
@@ -149,8 +150,11 @@ class SceneEncoder:
             for qa in sample.questions
         ]
         branches.sort(key=len)
+        # an idle prefix fills up the rows: kernels are chosen anew for every number of them
+        idle = -(len(tokens) + sum(map(len, branches))) % _ROUND
+        tokens += [0] * idle
         mixing = Branched(
-            [len(prefix) for prefix in prefixes],
+            [*(len(prefix) for prefix in prefixes), *([idle] if idle else [])],
             [(branch.row, len(branch)) for branch in branches],
             taps=self.taps,
         )
