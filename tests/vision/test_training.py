@@ -51,7 +51,8 @@ def test_questions_about_core_scenes_never_name_a_further_colour() -> None:
 
 def test_fills_of_any_colour_avoid_what_is_withheld_and_questions_name_none() -> None:
     free = replace(WIDE, any_colour=1.0)
-    things, kinds = [], set()
+    things: list[Thing] = []
+    kinds: set[str] = set()
     for i in range(150):
         sample = generate(2, i, profile=free, questions=8)
         assert sample.scene.colours == ()
