@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -91,7 +93,8 @@ class Trainer:
     ) -> None:
         """Train on `batches`, which must begin with the batch of `self.step`.
 
-        Interrupting (Ctrl-C) saves a checkpoint first, and so does a failure.
+        Interrupting (Ctrl-C, or the signals INT and TERM) saves a checkpoint first, and so does a
+        failure.
 
         Raises:
             FloatingPointError: if a gradient is not finite; nothing of it is applied.
@@ -100,6 +103,7 @@ class Trainer:
         keep_freed_memory()
         self.model.train()
         began, seen, sums = time.perf_counter(), 0, dict[str, float]()
+        before = _interrupt_on(signal.SIGINT, signal.SIGTERM)
         try:
             for batch in batches:
                 for name, value in self._one(batch).items():
@@ -116,6 +120,8 @@ class Trainer:
             say(f"interrupted at step {self.step}; checkpoint kept in {self.folder}")
             raise
         finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
             if self._whole:
                 self.save()
 
@@ -182,3 +188,18 @@ class Trainer:
         with (self.folder / "log.jsonl").open("a") as log:
             log.write(json.dumps(row) + "\n")
         say(" ".join(f"{name} {value}" for name, value in row.items()))
+
+
+def _interrupt_on(*numbers: signal.Signals) -> dict[signal.Signals, Any]:
+    """Let signals interrupt as Ctrl-C does, also where a shell has them ignored in the background.
+
+    Returns:
+        What handled them before; nothing outside the main thread, where handlers cannot be set.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    return {number: signal.signal(number, interrupt) for number in numbers}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -129,6 +131,26 @@ def test_ctrl_c_at_any_moment_leaves_a_state_to_resume(phase: str, tmp_path: Pat
     resumed.resume()
     assert resumed.step == 4
     assert all(map(torch.equal, state(run(resumed)), state(whole)))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_keep_a_checkpoint_also_where_a_shell_ignores_them(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    made = trainer(tmp_path)
+    run(made, 3)
+    made.model.body.register_forward_pre_hook(  # type: ignore[union-attr]
+        lambda *_: os.kill(os.getpid(), number)
+    )
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(made)
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+    resumed = trainer(tmp_path)
+    assert resumed.resume() and resumed.step == 3
 
 
 def test_an_interrupted_backward_pass_leaves_no_gradients(tmp_path: Path) -> None:

@@ -72,7 +72,12 @@ class Auxiliary(nn.Module):
     def named(
         self, words: Float[Tensor, "k d"], asked: Float[Tensor, "r d"], batch: SceneBatch
     ) -> tuple[Tensor, dict[str, float]]:
-        """What the words name: shape, colour and place; and the way between the two asked about."""
+        """What the words name: shape, colour and place; and the way between the two asked about.
+
+        Both may be none at all, which adds nothing.
+        """
+        if not len(words):
+            return words.sum(), {}
         place = self.named_place(words).float()
         shape = _open(self.named_shape(words), batch.named_colour)
         colour = self.named_colour(words)
