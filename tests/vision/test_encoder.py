@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lfm2_mm.kernels import native
+from lfm2_mm.quantize.fitting import fit
+from lfm2_mm.quantize.recipes import recipe
 from lfm2_mm.train.attention import plain_attention
 from lfm2_vision.config import TowerConfig
 from lfm2_vision.encoder import SelfAttention, Siglip2Tower
@@ -97,3 +102,23 @@ def test_what_is_read_is_written() -> None:
     config = tower().config
     assert TowerConfig.from_dict({"vision_config": config.to_dict()}) == config
     assert (config.grid, config.patch_dim) == (6, 192)
+
+
+@torch.inference_mode()
+def test_packed_layers_in_one_call_give_what_they_give_one_by_one() -> None:
+    config = TowerConfig(hidden_size=64, ffn_size=128, n_layers=3, n_heads=2, patch_size=4, grid=8)
+    torch.manual_seed(5)
+    whole = Siglip2Tower(config).eval()
+    packed = copy.deepcopy(whole)
+    schemes = recipe("int8").encoder
+    left = fit(packed, packed.state_dict(), schemes, dtype=torch.float32, where="here")
+    packed.load_state_dict(left, strict=False)
+    plain = copy.deepcopy(packed)
+    plain._stacks.append(None)  # nobody looks for the native one any more
+    rows, shapes = torch.randn(60, config.patch_dim), [(6, 8), (4, 3)]
+    wanted, found = whole(rows, shapes), packed(rows, shapes)
+    assert torch.cosine_similarity(found, wanted).min() > 0.99
+    assert torch.cosine_similarity(found, plain(rows, shapes)).min() > 0.99
+    assert (packed._stacks[0] is not None) == (native.status().path == "amx")
+    again = whole(rows, shapes)
+    assert torch.equal(again, wanted) and whole._stacks == [None]

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from lfm2_mm.errors import SettingError
 from lfm2_mm.locate import locate
 from lfm2_vision import nano
-from lfm2_vision.losses import Auxiliary
+from lfm2_vision.losses import Auxiliary, level_words
 from lfm2_vision.pointing import named_things
 from lfm2_vision.scenes import (
     ALL_COLOURS,
@@ -104,6 +104,36 @@ def test_the_way_asked_about_leads_from_the_first_thing_to_the_second() -> None:
     batch = encoder.batch([Sample(scene=scene, image=render(scene), questions=(qa,))])
     torch.testing.assert_close(batch.asked_way, torch.tensor([[0.5, -0.5]]))
     assert batch.targets[batch.asked].tolist() == [encoder.tokenizer.token_to_id("yes")]
+
+
+def test_withheld_answers_are_pulled_to_the_other_wrong_ones() -> None:
+    encoder = SceneEncoder(
+        Tokenizer.from_str(nano.tokenizer_files()["tokenizer.json"]), nano.IMAGES
+    )
+    disc = Thing(shape="square", colour="blue", rgb=(50, 80, 220), cx=64, cy=64, r=30)
+    ground = Ground(kind="plain", low=(240, 242, 245), high=(240, 242, 245))
+    scene = Scene(width=128, height=128, things=(disc,), sign=None, ground=ground)
+    qas = (
+        QA(kind="shape", question="What shape is blue?", answer="square", args={"colour": "blue"}),
+        QA(kind="exist", question="Is there a star?", answer="no", args={"shape": "star"}),
+    )
+    batch = encoder.batch([Sample(scene=scene, image=render(scene), questions=qas)])
+    assert batch.targets[batch.shape_asked].tolist() == [
+        int(batch.shape_words[ALL_SHAPES.index("square")])
+    ]
+    assert len(batch.colour_asked) == 0
+    head = torch.eye(1024)
+    last = torch.zeros(len(batch.ids), 1024)
+    star, disc_word = (int(batch.shape_words[ALL_SHAPES.index(n)]) for n in ("star", "circle"))
+    row = int(batch.shape_asked[0])
+    last[row, star], last[row, disc_word] = -9.0, -9.0  # both are withheld in blue
+    last.requires_grad_()
+    loss = level_words(last, head, batch)
+    torch.autograd.backward(loss)
+    assert float(loss.detach()) > 0.5 and last.grad is not None
+    pulled = last.grad.nonzero().tolist()
+    assert sorted(pulled) == sorted([[row, star], [row, disc_word]])
+    assert (last.grad[row, [star, disc_word]] < 0).all()
 
 
 def test_an_unknown_colour_of_a_profile_is_refused() -> None:

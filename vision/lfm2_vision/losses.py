@@ -18,10 +18,10 @@ from lfm2_mm.train.objectives import IGNORE, next_token_loss
 from lfm2_vision.model import VisionLanguageModel
 from lfm2_vision.quick import Quick
 from lfm2_vision.scenes import ALL_COLOURS, ALL_SHAPES
-from lfm2_vision.training import GROUND, SIGN, SceneBatch
+from lfm2_vision.training import GROUND, SIDES_ASKED, SIGN, SceneBatch
 from lfm2_vision.unseen import level_loss, unseen_pairs
 
-__all__ = ["Auxiliary", "answered", "scene_loss"]
+__all__ = ["Auxiliary", "answered", "level_words", "scene_loss"]
 
 
 class Auxiliary(nn.Module):
@@ -44,6 +44,7 @@ class Auxiliary(nn.Module):
         self.named_colour = nn.Linear(connector_size, colours)
         self.named_place = nn.Linear(connector_size, 2)
         self.asked_way = nn.Linear(connector_size, 2)
+        self.asked_side = nn.Linear(connector_size, len(SIDES_ASKED))
 
     def seen(
         self, rows: Float[Tensor, "n c"], cells: Float[Tensor, "m d"], batch: SceneBatch
@@ -89,8 +90,9 @@ class Auxiliary(nn.Module):
         missed = {"missed": float((place.detach() - batch.named_place).abs().mean())}
         if len(asked):
             way = F.l1_loss(self.asked_way(asked).float(), batch.asked_way)
-            terms.append(8 * way)
-            missed["way_missed"] = float(way.detach())
+            side = F.cross_entropy(self.asked_side(asked).float(), batch.asked_side)
+            terms += [8 * way, 0.5 * side]
+            missed |= {"way_missed": float(way.detach()), "side": float(side.detach())}
         return torch.stack(terms).sum(), missed
 
 
@@ -106,6 +108,27 @@ def _level(logits: Tensor, shape: Tensor, colour: Tensor) -> Tensor:
     """`level_loss` of shape classes, ground and sign aside."""
     unseen = _unseen(colour)
     return level_loss(logits[:, 1:-1], unseen[:, 1:-1], shape - 1)
+
+
+def level_words(
+    last: Float[Tensor, "n d"], head: Float[Tensor, "v d"], batch: SceneBatch
+) -> Tensor:
+    """`level_loss` of the words that answer for a shape or a colour.
+
+    The next-token loss keeps withheld names from rising, this one from sinking: without it, who
+    never answered "star" to "blue" takes the question for the answer, whatever the tower sees.
+    """
+    unseen = unseen_pairs().to(last.device)
+    total = last.new_zeros((), dtype=torch.float32)
+    if len(batch.shape_asked):
+        shape, colour = batch.shape_answer.unbind(1)
+        scores = F.linear(last[batch.shape_asked], head[batch.shape_words])
+        total = total + level_loss(scores, unseen[colour][:, 1:-1], shape - 1)
+    if len(batch.colour_asked):
+        shape, colour = batch.colour_answer.unbind(1)
+        scores = F.linear(last[batch.colour_asked], head[batch.colour_words])
+        total = total + level_loss(scores, unseen.T[shape][:, 1:], colour - 1)
+    return 0.2 * total
 
 
 def _colour_loss(logits: Float[Tensor, "n c"], colour: Tensor, shape: Tensor) -> Tensor:
@@ -179,8 +202,10 @@ def scene_loss(
     spoken = next_token_loss(hidden.last, model.head_weight, batch.targets)
     extra, parts = auxiliary.seen(hidden.rows, hidden.cells, batch)
     pointed, more = auxiliary.named(hidden.words, hidden.asked, batch)
-    return spoken + weight * (extra + pointed), {
+    level = level_words(hidden.last, model.head_weight, batch)
+    return spoken + level + weight * (extra + pointed), {
         "text": float(spoken.detach()),
+        "level": float(level.detach()),
         "aux": float(extra.detach()),
         **parts,
         **more,

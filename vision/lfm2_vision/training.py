@@ -36,8 +36,9 @@ from lfm2_vision.scenes import (
 )
 from lfm2_vision.tiling import Plan, plan
 
-__all__ = ["GROUND", "SIGN", "SceneBatch", "SceneEncoder", "image_token_id"]
+__all__ = ["GROUND", "SIDES_ASKED", "SIGN", "SceneBatch", "SceneEncoder", "image_token_id"]
 
+SIDES_ASKED = ("left", "right", "above", "below", "left or right", "above or below")
 GROUND, SIGN = 0, len(ALL_SHAPES) + 1
 _SHAPE_ID = {name: i + 1 for i, name in enumerate(ALL_SHAPES)}
 _COLOUR_ID = {name: i + 1 for i, name in enumerate(ALL_COLOURS)}
@@ -70,6 +71,14 @@ class SceneBatch:
             one thing is from another, `[r]`.
         asked_way: From the centre of the first thing to that of the second, `[r, 2]`, as shares
             of the picture.
+        asked_side: What such a question offers, as an index into `SIDES_ASKED`, `[r]`.
+        shape_asked: Indices into `ids` of the last token before the answer to a question for the
+            shape of what has a colour, `[s]`.
+        shape_answer: Shape and colour class of the thing, `[s, 2]`.
+        shape_words: First token of each shape as an answer, in the order of `ALL_SHAPES`.
+        colour_asked: The same for questions for the colour of what has a shape, `[c]`.
+        colour_answer: Shape and colour class of the thing, `[c, 2]`.
+        colour_words: First token of each colour as an answer, in the order of `ALL_COLOURS`.
         kinds: Kind of each branch.
         branches: First token and length of each branch.
     """
@@ -91,6 +100,13 @@ class SceneBatch:
     named_colour: Tensor
     asked: Tensor
     asked_way: Tensor
+    asked_side: Tensor
+    shape_asked: Tensor
+    shape_answer: Tensor
+    shape_words: Tensor
+    colour_asked: Tensor
+    colour_answer: Tensor
+    colour_words: Tensor
     kinds: list[str] = field(default_factory=list)
     branches: list[tuple[int, int]] = field(default_factory=list)
 
@@ -115,6 +131,8 @@ class SceneEncoder:
         self.tokenizer, self.config, self.taps = tokenizer, config, taps
         self.tokens = ImageTokens()
         self.image_id = image_token_id(tokenizer)
+        self._shape_words = torch.tensor([self._encode(name)[0] for name in ALL_SHAPES])
+        self._colour_words = torch.tensor([self._encode(name)[0] for name in ALL_COLOURS])
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -160,17 +178,23 @@ class SceneEncoder:
         )
         targets = [IGNORE] * len(tokens)
         named: list[tuple[int, Thing, Scene]] = []
-        asked: list[tuple[int, tuple[float, float]]] = []
+        asked: list[tuple[int, tuple[float, float], int]] = []
+        looks: dict[str, list[tuple[int, int, int]]] = {"shape": [], "colour": []}
         for branch, at in zip(branches, mixing.branch_starts, strict=True):
             tokens += branch.question + branch.answer
             targets += [IGNORE] * (len(branch.question) - 1) + branch.answer + [IGNORE]
             scene = samples[branch.row].scene
             found = self._named(scene, branch.qa)
             named += [(at + token, thing, scene) for token, thing in found]
+            last = at + len(branch.question) - 1
             if branch.qa.kind in ("relation", "where") and len(found) == 2:
                 (_, a), (_, b) = found
                 way = ((b.cx - a.cx) / scene.width, (b.cy - a.cy) / scene.height)
-                asked.append((at + len(branch.question) - 1, way))
+                asked.append((last, way, SIDES_ASKED.index(branch.qa.args["side"])))
+            elif branch.qa.kind in looks and found:
+                thing = found[0][1]
+                pair = (last, _SHAPE_ID[thing.shape], _COLOUR_ID[thing.colour])
+                looks[branch.qa.kind].append(pair)
         ids = torch.tensor(tokens)
         patches, shapes, labels = [], [], []
         for sample, layout in zip(samples, plans, strict=True):
@@ -200,13 +224,24 @@ class SceneEncoder:
             named_colour=torch.tensor(
                 [_colour_id(scene, t) for _, t, scene in named], dtype=torch.long
             ),
-            asked=torch.tensor([at for at, _ in asked], dtype=torch.long),
-            asked_way=torch.tensor([way for _, way in asked], dtype=torch.float32).view(-1, 2),
+            asked=torch.tensor([at for at, _, _ in asked], dtype=torch.long),
+            asked_way=torch.tensor([way for _, way, _ in asked], dtype=torch.float32).view(-1, 2),
+            asked_side=torch.tensor([side for _, _, side in asked], dtype=torch.long),
+            shape_asked=_column(looks["shape"])[:, 0],
+            shape_answer=_column(looks["shape"])[:, 1:],
+            shape_words=self._shape_words,
+            colour_asked=_column(looks["colour"])[:, 0],
+            colour_answer=_column(looks["colour"])[:, 1:],
+            colour_words=self._colour_words,
             kinds=[branch.qa.kind for branch in branches],
             branches=[
                 (at, len(branch)) for branch, at in zip(branches, mixing.branch_starts, strict=True)
             ],
         )
+
+
+def _column(rows: list[tuple[int, int, int]]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.long).view(-1, 3)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,9 @@
 A tower that never sees a blue star learns that what is blue is no star, and then takes every blue
 star for something else. So the auxiliary losses leave out the names that the split withholds,
 neither rewarded nor punished, and level what was learnt against them before: a withheld name is to
-be as unlikely as the other wrong names are. No picture of a withheld pair is drawn for either. The
-same for the words of answers was tried and did harm (docs/LOG.md). Knows scenes, no model.
+be as unlikely as the other wrong names are. No picture of a withheld pair is drawn for either.
+Words of answers are levelled, too, but never left out: nothing else would keep a withheld name from
+rising (docs/LOG.md). Knows scenes, no model.
 """
 
 from __future__ import annotations
