@@ -181,13 +181,14 @@ $(PEERS)/.installed:
 	@$(PEERS)/bin/python -m pip install -q $(PIP_ARGS) lancedb==0.40.0 qdrant-client==1.20.0
 	@touch $@
 
-# llama.cpp, built from source for this machine.
+# llama.cpp, built from source for this machine (half an hour on one core). With GCC 12 its AMX kernels
+# crash without the header, see there.
 $(LLAMA)/.installed:
 	@$(need_python)
 	@echo "setup: making $(LLAMA); llama.cpp is built from source (minutes)"
 	@$(PYTHON) -m venv $(LLAMA)
-	@CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF" $(LLAMA)/bin/python -m pip install -q $(PIP_ARGS) \
-	  --no-binary llama-cpp-python llama-cpp-python
+	@CXXFLAGS="-include $(CURDIR)/tools/gcc_tiles.h" CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF" \
+	  $(LLAMA)/bin/python -m pip install -q $(PIP_ARGS) --no-binary llama-cpp-python llama-cpp-python==0.3.36
 	@touch $@
 
 $(PYLATE_ZERO)/.installed:

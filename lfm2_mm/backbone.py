@@ -8,6 +8,7 @@ tokens of many conversations: a `Mixing` does.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -58,6 +59,14 @@ class Block(nn.Module):
         out: Tensor = x + self.feed_forward(self.ffn_norm(x))
         return out
 
+    def weights(self) -> tuple[object, ...]:
+        """What holds some of its weights; other objects once they are packed anew."""
+        first: Any = self.self_attn.q_proj if self.is_attention else self.conv.in_proj
+        last: Any = self.feed_forward
+        if isinstance(last, SparseMoe):
+            last = last.experts[-1]
+        return getattr(first, "weight", None), getattr(last.w2, "weight", None)
+
     def pack(self) -> None:
         """Lay out the weights for inference where that helps (see `fused.pack`).
 
@@ -77,7 +86,7 @@ class Backbone(nn.Module):
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
         self.embedding_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.rotary = Rotary(config.head_dim, config.rope_theta)
-        self._steps: list[DecodeStep | None] = []  # the native one, once it was looked for
+        self._step: tuple[tuple[object, ...], DecodeStep | None] | None = None
 
     def embed(self, ids: Int[Tensor, "*n"]) -> Float[Tensor, "*n d"]:
         """Token embeddings."""
@@ -91,9 +100,12 @@ class Backbone(nn.Module):
             x: Embeddings: `[b, t, d]` with `Whole`, packed rows `[n, d]` with `Ragged`.
             mixing: How these positions see each other, and where they stand.
         """
-        if isinstance(mixing, Ragged) and mixing.single and not torch.is_grad_enabled():
+        if isinstance(mixing, Ragged) and not torch.is_grad_enabled():
             if (step := self._native_step()) is not None:
-                return step(x, [cache for cache, _ in mixing.runs])
+                caches, counts = zip(*mixing.runs, strict=True)
+                hidden, states = step.run(x, caches, counts, mixing.marks)
+                mixing.keep(states)
+                return hidden
         rotary = self.rotary(mixing.positions, x.dtype)
         for block in self.layers:
             x = block(x, mixing, rotary)
@@ -101,10 +113,19 @@ class Backbone(nn.Module):
         return out
 
     def _native_step(self) -> DecodeStep | None:
-        """One call through all layers, where their weights are quantised."""
-        if not self._steps:
-            self._steps.append(decode_step(self))
-        return self._steps[0]
+        """One call through all layers, where their weights are quantised.
+
+        Looked for anew when the first or the last block has other weights than before.
+        """
+        ends = (self.layers[0], self.layers[-1]) if len(self.layers) else ()
+        now = tuple(part for block in ends for part in cast(Block, block).weights())
+        if (
+            self._step is None
+            or len(now) != len(self._step[0])
+            or any(a is not b for a, b in zip(now, self._step[0], strict=True))
+        ):
+            self._step = now, decode_step(self)
+        return self._step[1]
 
     def pack(self) -> Iterator[None]:
         """Pack one block with each item; see `Block.pack`."""

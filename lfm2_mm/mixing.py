@@ -10,7 +10,7 @@ weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Protocol, runtime_checkable
 
@@ -268,9 +268,15 @@ class Ragged:
         self._masks: dict[int, Tensor] = {}
 
     @property
-    def single(self) -> bool:
-        """Whether each sequence has one row, as when tokens are generated."""
-        return self._single
+    def marks(self) -> list[tuple[int, ...]]:
+        """Per sequence the numbers of its rows after which a snapshot is wanted."""
+        return [tuple(kept) for kept in self._marked]
+
+    def keep(self, states: Sequence[Mapping[int, Mapping[int, Tensor]]]) -> None:
+        """Take what `convolve` would have kept: per sequence, mark and layer the state there."""
+        for kept, found in zip(self._marked, states, strict=True):
+            for mark, layers in found.items():
+                kept[mark] |= layers
 
     def commit(self) -> None:
         """Accept the rows into every cache."""

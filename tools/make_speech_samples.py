@@ -1,8 +1,9 @@
-"""Writes the recordings that the demo hears: held-out sentences in held-out voices, by espeak-ng.
+"""Writes the recordings that the demo hears: sentences and questions, by espeak-ng.
 
     .venv/bin/python tools/make_speech_samples.py audio/lfm2_audio/samples
 
-They are chosen by number, not by what a model makes of them.
+Sentences and voices are held out; so are the voices of questions. They are chosen by number, not by
+what a model makes of them.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import torch
 from lfm2_audio.speech.manifest import evaluation, trimmed
 from lfm2_audio.speech.synthesis import RATE, synthesise
 from lfm2_audio.waveform import Audio
+from lfm2_evals.speech_answers import questions
 
-CHOSEN = (1, 3, 4)
+CHOSEN, QUESTIONS = (1, 3, 4), (3, 7)
 
 
 def main(folder: Path) -> None:
@@ -30,6 +32,12 @@ def main(folder: Path) -> None:
         name = f"{one.voice.variant.lower()}-{one.text.split()[0]}.wav"
         Audio(wave, RATE).save(folder / name)
         rows.append({"file": name, "text": one.text})
+    asked = questions("answers", max(QUESTIONS) + 1)
+    for number in QUESTIONS:
+        found = asked[number]
+        name = f"{found.voice.split('+')[1].lower()}-{found.kind}.wav"
+        found.audio.save(folder / name)
+        rows.append({"file": name, "text": found.text, "answer": found.answer})
     text = json.dumps(rows, indent=1) + "\n"
     (folder / "samples.json").write_text(text, encoding="utf-8")
 

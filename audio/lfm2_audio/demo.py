@@ -1,7 +1,7 @@
 """The demo of speech: a shipped recording is written down, a spoken question answered aloud.
 
-Writes the spoken answer into the demo's folder. Knows the shipped recordings, what is said in
-them (`samples/samples.json`), and the public face of the model.
+Writes the spoken answer into the demo's folder, and lets a second recogniser hear it. Knows the
+shipped recordings, what is said in them (`samples/samples.json`), and the public face of the model.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lfm2_audio.opening import DEFAULT_MODEL
 from lfm2_audio.waveform import read_audio
@@ -57,7 +57,7 @@ def samples() -> list[Sample]:
 
 
 def run(seed: int, folder: Path, *, model: AudioModel | None = None) -> Iterator[Answered]:
-    """Transcribe every recording, and answer those that are questions.
+    """Transcribe every recording, answer those that are questions, and hear the answers.
 
     Args:
         seed: Of the demo; nothing here is drawn.
@@ -69,6 +69,7 @@ def run(seed: int, folder: Path, *, model: AudioModel | None = None) -> Iterator
 
         model = load(DEFAULT_MODEL)
     assert model is not None
+    ears, who = _ears(model)
     for sample in samples():
         audio = read_audio(sample.path)
         about = f"{sample.file}: {audio.duration:.1f} s of speech"
@@ -90,9 +91,31 @@ def run(seed: int, folder: Path, *, model: AudioModel | None = None) -> Iterator
             question=f"{sample.text} (asked aloud)",
             answer=f"{reply.text} ({reply.audio.duration:.1f} s of speech in {target})",
             truth=sample.answer,
-            right=f" {_plain(sample.answer)} " in f" {_plain(reply.text)} ",
+            right=_holds(reply.text, sample.answer),
             files=(target,),
         )
+        said = ears.transcribe(read_audio(folder / target)).text
+        yield Answered(
+            about=f"{target}: {reply.audio.duration:.1f} s of speech",
+            question=f"What is said? (heard by {who})",
+            answer=said,
+            truth=sample.answer,
+            right=_holds(said, sample.answer),
+        )
+
+
+def _ears(model: AudioModel) -> tuple[Any, str]:
+    """Who checks what is said: a second recogniser where one lies beside the model."""
+    from lfm2_audio.nano_judge import FILE, load_judge
+
+    if (model.folder / FILE).is_file():
+        return load_judge(model.folder), "a second recogniser"
+    return model, "the model itself"
+
+
+def _holds(text: str, answer: str) -> bool:
+    """Whether a text holds the words of an answer."""
+    return f" {_plain(answer)} " in f" {_plain(text)} "
 
 
 def _plain(text: str) -> str:

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lfm2_audio.config import AudioConfig
+from lfm2_audio.depth_step import DepthShape, DepthSteps, depth_steps
 from lfm2_mm import fused
 from lfm2_mm.operators import RMSNorm, SwiGLU
 
@@ -126,7 +127,10 @@ class Codebook(nn.Module):
 
     def logits(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
         """Scores of the classes; the norm comes first."""
-        x = self.embedding_norm(x)
+        return self.classes(self.embedding_norm(x))
+
+    def classes(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
+        """Scores of the classes, of rows that went through the norm."""
         if self.to_logits is not None:
             return fused.linear(x, self.to_logits)
         weight = self.embedding.weight
@@ -148,6 +152,7 @@ class Depthformer(nn.Module):
         self.depth_embeddings = nn.ModuleList(
             Codebook(config.audio_vocab, self.dim, tied=depth.tie) for _ in range(self.codebooks)
         )
+        self._steps: list[DepthSteps | None] = []  # the native ones, once they were looked for
 
     def frames(self, hidden: Float[Tensor, "n d"], choose: Choose) -> Int[Tensor, "n k"]:
         """The next frame of each sequence.
@@ -160,23 +165,49 @@ class Depthformer(nn.Module):
             choose: Called once for each codebook, in order.
         """
         starts = fused.linear(hidden, self.depth_linear).view(-1, self.codebooks, self.dim)
-        cos, sin = self._angles(starts)
-        past = self._past(starts)
+        scores = self._scores(starts)
         codes = torch.full(starts.shape[:2], self.end, dtype=torch.int64, device=hidden.device)
         before: Tensor | None = None
-        for k, book in enumerate(self.depth_embeddings):
-            assert isinstance(book, Codebook)
-            x = starts[:, k : k + 1]
-            if before is not None:
-                x = x + before
-            for layer, kept in zip(self.depthformer.layers, past, strict=True):
-                x = layer(x, (cos[k], sin[k]), kept, k)
-            codes[:, k] = choose(k, book.logits(x[:, 0]))
+        for k, book in enumerate(self._books()):
+            x = starts[:, k]
+            codes[:, k] = choose(k, scores(k, x if before is None else x + before))
             if k == 0 and bool((codes[:, 0] == self.end).all()):
                 return codes
-            before = book.embedding(codes[:, k : k + 1])
+            before = book.embedding(codes[:, k])
         codes[codes[:, 0] == self.end] = self.end
         return codes
+
+    def _books(self) -> list[Codebook]:
+        return [book for book in self.depth_embeddings if isinstance(book, Codebook)]
+
+    def _scores(self, starts: Float[Tensor, "n k d"]) -> Callable[[int, Tensor], Tensor]:
+        """A frame's scores, codebook after codebook: `[n, v]` of its number and inputs `[n, d]`."""
+        books, layers = self._books(), self.depthformer.layers
+        if not self._steps and not torch.is_grad_enabled():
+            shape = DepthShape(
+                heads=_HEADS,
+                groups=_KV_HEADS,
+                head_dim=self.dim // _HEADS,
+                theta=_THETA,
+                eps=_EPS,
+            )
+            norms = [book.embedding_norm.weight for book in books]
+            built = [layer for layer in layers if isinstance(layer, DepthLayer)]
+            self._steps.append(depth_steps(built, norms, shape))
+        native = self._steps[0] if self._steps and not torch.is_grad_enabled() else None
+        if native is not None:
+            steps, caches = native, native.begin(len(starts))
+            return lambda k, x: books[k].classes(steps(k, x, caches))
+        cos, sin = self._angles(starts)
+        past = self._past(starts)
+
+        def walked(k: int, x: Tensor) -> Tensor:
+            x = x[:, None]
+            for layer, kept in zip(layers, past, strict=True):
+                x = layer(x, (cos[k], sin[k]), kept, k)
+            return books[k].logits(x[:, 0])
+
+        return walked
 
     def forward(
         self, hidden: Float[Tensor, "n d"], codes: Int[Tensor, "n k"]
@@ -188,7 +219,7 @@ class Depthformer(nn.Module):
             codes: The frames that follow; the last codebook's are not read.
         """
         starts = fused.linear(hidden, self.depth_linear).view(-1, self.codebooks, self.dim)
-        books = [book for book in self.depth_embeddings if isinstance(book, Codebook)]
+        books = self._books()
         before = [book.embedding(codes[:, k]) for k, book in enumerate(books[:-1])]
         x = starts + F.pad(torch.stack(before, 1), (0, 0, 1, 0)) if before else starts
         angles = self._angles(starts)

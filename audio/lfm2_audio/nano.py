@@ -64,6 +64,7 @@ __all__ = [
     "codec",
     "embedded",
     "export",
+    "initialise",
     "recipe",
     "recipe_more",
     "train",
@@ -218,6 +219,13 @@ def build(seed: int = 0) -> Recogniser:
     """An untrained recogniser."""
     torch.manual_seed(seed)
     model = Recogniser()
+    initialise(model)
+    nn.init.normal_(model.head.blank, std=0.05)
+    return model
+
+
+def initialise(model: nn.Module) -> None:
+    """Begin anew: the scale of every weight, so that what is heard is passed on."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
             # what blocks add begins small beside what passes them
@@ -237,8 +245,6 @@ def build(seed: int = 0) -> Recogniser:
             nn.init.normal_(module.weight, std=module.kernel_size[0] ** -0.5)
         elif isinstance(module, nn.Conv1d):
             nn.init.normal_(module.weight, std=0.8 * module.in_channels**-0.5)
-    nn.init.normal_(model.head.blank, std=0.05)
-    return model
 
 
 def embedded() -> tuple[Recogniser, Voice]:

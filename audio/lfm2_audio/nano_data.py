@@ -67,10 +67,20 @@ A tiny LFM2-Audio in the official layout, trained by `lfm2-mm train nano-audio` 
 program espeak-ng made: 279 English words, a grammar of everyday sentences, several dozen synthetic
 voices. A demonstration and a test object; it does not understand people.
 
-It writes down what is said (`lfm2-mm transcribe`, scored by `lfm2-mm eval speech`) and reads such
-sentences aloud in one voice (`lfm2-mm speak`) where its voice was trained. Its codec,
-`audio_griffin_lim/`, is residual vector quantisation with Griffin-Lim phases; the official code
-does not know that one. Weights only: nothing of espeak-ng (GPL-3.0-or-later) is part of it.
+It writes down what is said (`lfm2-mm transcribe`), reads such sentences aloud in one voice, word by
+word (`lfm2-mm speak`), and answers short spoken questions in text and speech (`lfm2-mm talk`):
+
+- what two digits add up to, their difference or product ("what is seven plus eight");
+- capitals of fourteen countries ("is oslo the capital of norway");
+- how one of 25 nouns is spelled ("please spell the word mouse");
+- saying three words after one ("say dog cat hat");
+- one to twelve in German, French and Spanish ("what is three in german").
+
+To anything else it has learnt to say that it does not know. How often it is right says
+`lfm2-mm eval speech`; a second recogniser that shares no weight with it, in `judge/`, hears whether
+the right answer was said. Its codec, `audio_griffin_lim/`, is residual vector quantisation with
+Griffin-Lim phases; the official code knows neither folder. Weights only: nothing of espeak-ng
+(GPL-3.0-or-later) is part of it.
 """
 """What travels with the weights."""
 

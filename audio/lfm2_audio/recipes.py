@@ -13,7 +13,13 @@ from pathlib import Path
 from lfm2_mm.cli.plugins import Recipe
 from lfm2_mm.errors import InputError
 
-__all__ = ["RECIPES", "train_nano_audio", "train_nano_voice"]
+__all__ = [
+    "RECIPES",
+    "train_nano_answers",
+    "train_nano_audio",
+    "train_nano_judge",
+    "train_nano_voice",
+]
 
 
 def train_nano_audio(
@@ -77,18 +83,11 @@ def train_nano_voice(
     """
     from lfm2_audio import nano, nano_voice
 
-    begun = {} if fresh else _begun(folder)
-    _check(folder, begun, steps=steps, seed=seed)
-    if fresh:
-        _clear(folder)
-    length = steps or begun.get("steps") or nano_voice.STEPS
-    chosen = begun.get("seed", nano_voice.SEED) if seed is None else seed
-    _note(folder, steps=length, seed=chosen)
+    length, chosen = _started(folder, nano_voice.STEPS, nano_voice.SEED, steps, seed, fresh)
     say(f"nano-audio's voice: {length:,} steps, in {folder}; Ctrl-C keeps a checkpoint")
     data = folder / "data"
-    hearing, voice = nano.embedded()
     model = nano_voice.train_voice(
-        nano_voice.Speaker(hearing, voice),
+        nano_voice.Speaker(*nano.embedded()),
         folder,
         data,
         steps=length,
@@ -100,12 +99,92 @@ def train_nano_voice(
     return folder / "model"
 
 
+def train_nano_answers(
+    folder: Path,
+    *,
+    steps: int | None = None,
+    until: int | None = None,
+    seed: int | None = None,
+    device: str = "cpu",
+    workers: int = 1,
+    fresh: bool = False,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Teach the embedded speech model to answer spoken questions, or go on with a checkpoint.
+
+    It trains on the CPU, whatever `device` says: a step is too small to gain from another one.
+
+    Raises:
+        MissingExtra: if espeak-ng is not installed and recordings are missing.
+        InputError: if the folder's run has another length or seed.
+    """
+    from lfm2_audio import nano, nano_answers, nano_voice
+
+    length, chosen = _started(folder, nano_answers.STEPS, nano_answers.SEED, steps, seed, fresh)
+    say(f"nano-audio's answers: {length:,} steps, in {folder}; Ctrl-C keeps a checkpoint")
+    data = folder / "data"
+    model = nano_answers.train_answers(
+        nano_voice.Speaker(*nano.embedded()),
+        folder,
+        data,
+        steps=length,
+        seed=chosen,
+        until=until,
+        say=say,
+    )
+    nano.export(model.hearing, folder / "model", nano.codec(data, say=say), model.voice)
+    return folder / "model"
+
+
+def train_nano_judge(
+    folder: Path,
+    *,
+    steps: int | None = None,
+    until: int | None = None,
+    seed: int | None = None,
+    device: str = "cpu",
+    workers: int = 1,
+    fresh: bool = False,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Train the second recogniser, or go on with the folder's checkpoint; it goes to `judge`.
+
+    Raises:
+        MissingExtra: if espeak-ng is not installed and recordings are missing.
+        InputError: if the folder's run has another length or seed.
+    """
+    from lfm2_audio import nano_judge
+
+    length, chosen = _started(folder, nano_judge.STEPS, nano_judge.SEED, steps, seed, fresh)
+    say(f"nano-audio's judge: {length:,} steps, in {folder}; Ctrl-C keeps a checkpoint")
+    judge = nano_judge.train_judge(
+        folder, folder / "data", steps=length, seed=chosen, until=until, say=say
+    )
+    return nano_judge.save_judge(judge, folder)
+
+
 RECIPES: Mapping[str, Recipe] = {
     "nano-audio": train_nano_audio,
     "nano-audio-more": partial(train_nano_audio, more=True),
     "nano-audio-voice": train_nano_voice,
+    "nano-audio-answers": train_nano_answers,
+    "nano-audio-judge": train_nano_judge,
 }
 """By name."""
+
+
+def _started(
+    folder: Path, length: int, of: int, steps: int | None, seed: int | None, fresh: bool
+) -> tuple[int, int]:
+    """Length and seed of a run that begins or goes on; `length` and `of` where nothing says."""
+    begun = {} if fresh else _begun(folder)
+    _check(folder, begun, steps=steps, seed=seed)
+    if fresh:
+        _clear(folder)
+    length = steps or begun.get("steps") or length
+    chosen = begun.get("seed", of) if seed is None else seed
+    _note(folder, steps=length, seed=chosen)
+    return length, chosen
 
 
 def _begun(folder: Path) -> dict[str, int]:

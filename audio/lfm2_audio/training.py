@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,11 +18,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from lfm2_audio.speech.augment import Augmentation, augment
-from lfm2_audio.speech.manifest import Recordings
+from lfm2_audio.speech.manifest import Recordings, Utterance
 from lfm2_audio.speech.sentences import lexicon
 from lfm2_mm.train.objectives import IGNORE
 
-__all__ = ["BLANK", "Features", "Mix", "SpeechBatch", "SpeechEncoder", "normalised"]
+__all__ = ["BLANK", "Features", "Mix", "SpeechBatch", "SpeechEncoder", "Spoken", "normalised"]
 
 BLANK = 0
 """The class of a row in which no word is; word i of the lexicon is class i + 1."""
@@ -130,27 +131,45 @@ def normalised(mel: Frames) -> Frames:
     return out
 
 
+class Spoken(Protocol):
+    """Recordings as features: `Features`, or a choice of them."""
+
+    @property
+    def utterances(self) -> Sequence[Utterance]:
+        """What is said."""
+        ...
+
+    def frames(self, i: int) -> int:
+        """How many frames an utterance has."""
+        ...
+
+    def __getitem__(self, i: int) -> Frames: ...
+
+
 class SpeechEncoder:
     """Makes the batch of a step.
 
     Args:
         features: Of the training recordings, single words before sentences.
         tokenizer: Of the model.
-        sounds: Number of each sound of a word of the lexicon, from 1.
+        sounds: Number of each sound of a word, from 1.
         factor: Mel frames of one row.
+        words: What each class is, from 1; the lexicon by default.
     """
 
     def __init__(
         self,
-        features: Features,
+        features: Spoken,
         tokenizer: Tokenizer,
         sounds: Mapping[str, Sequence[int]],
         *,
         factor: int = 8,
+        words: Sequence[str] | None = None,
     ) -> None:
         self.features, self.tokenizer, self.factor = features, tokenizer, factor
         self.sounds = sounds
-        self.classes = {word: i + 1 for i, word in enumerate(lexicon())}
+        known = lexicon() if words is None else words
+        self.classes = {word: i + 1 for i, word in enumerate(known)}
         kinds = [one.kind == "word" for one in features.utterances]
         self._words = np.flatnonzero(kinds)
         self._sentences = np.flatnonzero(~np.array(kinds, dtype=bool))

@@ -20,7 +20,7 @@ import click
 from lfm2_evals.bench.audio_verb import audio_command
 from lfm2_evals.bench.encoding import encoding_command
 from lfm2_evals.bench.text import text_command
-from lfm2_evals.bench.verbs import retrieval_command
+from lfm2_evals.bench.verbs import retrieval_command, serving_command
 from lfm2_mm.cli import terminal
 from lfm2_mm.cli.options import common_options, load_model, model_options
 from lfm2_mm.errors import InputError
@@ -37,9 +37,9 @@ __all__ = ["plugin"]
 TIER_NAMES = ("core", "wordings", "more-shapes", "small", "signs", "describe")
 TASKS = {
     "scenes": TIER_NAMES,
-    "quantization": ("divergence", "answers", "rankings"),
+    "quantization": ("divergence", "answers", "rankings", "speech"),
     "retrieval": ("packages", "frames"),
-    "speech": ("voices", "sentences", "both", "aloud"),
+    "speech": ("voices", "sentences", "both", "aloud", "judged", "answers", "reworded"),
 }
 """Tasks, with the parts that each has; the first is the default."""
 
@@ -186,7 +186,7 @@ def _quantization(params: dict[str, Any]) -> QuantizationReport:
         )
     facts = {
         "command": shlex.join(["lfm2-mm", *sys.argv[1:]]),
-        "items": f"{params['count']} scenes, queries and candidates",
+        "items": f"{params['count']} scenes, queries, candidates, utterances",
         "time": f"{time.perf_counter() - began:.0f} s",
     }
     return QuantizationReport(facts=facts, rows=rows)
@@ -195,27 +195,45 @@ def _quantization(params: dict[str, Any]) -> QuantizationReport:
 def _speech(params: dict[str, Any]) -> tuple[SpeechReport, bool]:
     from lfm2_audio.opening import load_audio_model
     from lfm2_evals.speech import aloud, evaluate, utterances
+    from lfm2_evals.speech_answers import ANSWER_TIERS, evaluate_answers, questions
     from lfm2_evals.speech_report import SpeechReport
 
-    model = load_audio_model(params)
-    runs = []
+    model, count, quiet = load_audio_model(params), params["count"], params["quiet"]
+    runs, answers = [], []
+    read = None
     for tier in _tiers(params, "speech"):
-        with terminal.working(f"speaking speech/{tier}", quiet=params["quiet"]):
-            count = params["count"]
-            spoken = aloud(model, count) if tier == "aloud" else utterances(tier, count)
-        with _bar(f"speech/{tier}", quiet=params["quiet"]) as progress:
-            runs.append(evaluate(tier, model, spoken, progress=progress))
-        if not runs[-1].complete:
+        with terminal.working(f"speaking speech/{tier}", quiet=quiet):
+            if tier in ANSWER_TIERS:
+                asked = questions(tier, count)
+            elif tier in ("aloud", "judged"):
+                spoken = read = read or aloud(model, count)
+            else:
+                spoken = utterances(tier, count)
+        with _bar(f"speech/{tier}", quiet=quiet) as progress:
+            if tier in ANSWER_TIERS:
+                answers.append(evaluate_answers(tier, model, _judge(), asked, progress=progress))
+            else:
+                ears = _judge() if tier == "judged" else model
+                runs.append(evaluate(tier, ears, spoken, progress=progress))
+        if not all(one.complete for one in (*runs, *answers)):
             break
-    seconds = sum(one.seconds for one in runs)
-    length = sum(one.seconds for run in runs for one in run.heard)
+    seconds = sum(one.seconds for one in (*runs, *answers))
     facts = {
         "command": shlex.join(["lfm2-mm", *sys.argv[1:]]),
         "model": f"{model.name} ({str(model.dtype).removeprefix('torch.')})",
-        "utterances": f"{params['count']} a set",
-        "time": f"{seconds:.0f} s for {length:.0f} s of speech",
+        "utterances": f"{count} a set",
+        "time": f"{seconds:.0f} s",
     }
-    return SpeechReport(facts=facts, runs=runs), all(one.complete for one in runs)
+    complete = all(one.complete for one in (*runs, *answers))
+    return SpeechReport(facts=facts, runs=runs, answers=answers), complete
+
+
+def _judge() -> Any:
+    """The second recogniser, which ships with nano-audio."""
+    from lfm2_audio.nano_judge import load_judge
+    from lfm2_mm.locate import locate
+
+    return load_judge(locate("nano-audio").folder)
 
 
 def _scenes(params: dict[str, Any], earlier: dict[str, bool] | None) -> tuple[Report, bool]:
@@ -332,6 +350,13 @@ def bench() -> None:
     metavar="PATH",
     help="Interpreter with transformers and torchvision.",
 )
+@click.option(
+    "--quantize",
+    type=click.Choice(["none", "int4", "int8"]),
+    default="none",
+    show_default=True,
+    help="How our weights are packed; transformers computes in bf16.",
+)
 @click.option("--alone", is_flag=True, help="Measure ours only.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for report and JSON.")
@@ -342,6 +367,7 @@ def vision(
     images: str,
     shapes: str,
     peer_python: str,
+    quantize: str,
     alone: bool,
     as_json: bool,
     out: Path | None,
@@ -349,8 +375,8 @@ def vision(
 ) -> None:
     """Time to first token about image files, beside transformers.
 
-    One checkpoint of random weights in bf16, the same image files, questions and threads; the two
-    answer in turns. Wants a quiet machine and some minutes.
+    Random weights at one shape, in bf16 or ours packed, the same image files, questions and
+    threads; the two answer in turns. Wants a quiet machine and some minutes.
     """
     from lfm2_evals.bench.vision import Plan, measure, parse_sizes
     from lfm2_evals.report import write_files
@@ -360,6 +386,7 @@ def vision(
         sizes=parse_sizes(images),
         rounds=rounds,
         threads=threads,
+        quantize=quantize,
         peer_python=None if alone else peer_python,
     )
     with _bar("questions", quiet=quiet) as progress:
@@ -379,6 +406,7 @@ bench.add_command(retrieval_command(_bar))
 bench.add_command(encoding_command(_bar))
 bench.add_command(text_command(_bar))
 bench.add_command(audio_command(_bar))
+bench.add_command(serving_command(_bar))
 
 
 class _Plugin:

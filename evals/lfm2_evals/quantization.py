@@ -1,8 +1,9 @@
 """The task `quantization`: what packing costs, beside llama.cpp's own rounding of the same weights.
 
-`divergence` compares next-token chances with those of fp32; `answers` and `rankings` count held-out
-items on which nothing changes. llama.cpp's Q4_0 and Q8_0 are computed by the `gguf` library, with
-inputs in fp32, where llama.cpp would round those, too, as ours do. Knows no command line.
+`divergence` compares next-token chances with those of fp32; `answers`, `rankings` and `speech`
+count held-out items on which nothing changes. llama.cpp's Q4_0 and Q8_0 are computed by the `gguf`
+library; inputs of products are rounded as llama.cpp rounds them on a CPU, to Q8_0. Knows no command
+line.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +26,14 @@ if TYPE_CHECKING:
 
     from lfm2_mm.model import Model
 
-__all__ = ["FORMS", "TIERS", "QuantizationReport", "Row", "evaluate"]
+__all__ = ["FORMS", "TIERS", "QuantizationReport", "Row", "evaluate", "rank_correlation"]
 
-TIERS = ("divergence", "answers", "rankings")
+TIERS = ("divergence", "answers", "rankings", "speech")
 FORMS = ("int4", "int4 calibrated", "Q4_0", "int8", "Q8_0")
 _FLOORS = {"int4": 0.95, "int4 calibrated": 0.95, "int8": 0.98}
+_QUERIES = "{} queries"  # packed; documents as they were
 _GGUF = ("Q4_0", "Q8_0")
+_GROUP = 32  # numbers that share a scale there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,7 @@ class Row:
         divergence: Mean Kullback-Leibler divergence from fp32, in nats; None elsewhere.
         same: Share of positions with the same likeliest token, or of items with the same answer.
         floor: What that share should reach; None demands nothing.
+        correlation: Mean Spearman correlation with the ranking of fp32; None elsewhere.
     """
 
     tier: str
@@ -54,6 +58,7 @@ class Row:
     divergence: float | None
     same: float
     floor: float | None = None
+    correlation: float | None = None
 
     def cells(self) -> list[str]:
         """A line of the report's table."""
@@ -70,6 +75,7 @@ class Row:
             "" if self.divergence is None else f"{self.divergence:.5f}",
             f"{100 * self.same:.1f} % ({100 * interval.low:.1f} to {100 * interval.high:.1f})",
             mark,
+            "" if self.correlation is None else f"{self.correlation:.4f}",
         ]
 
 
@@ -89,12 +95,14 @@ class QuantizationReport:
         """The report as Markdown."""
         facts = "\n".join(f"- {name}: {value}" for name, value in self.facts.items())
         header = ["tier", "model", "form", "items", "divergence, nats", "same as fp32", "floor"]
+        header.append("rank correlation")
         table = markdown_table(header, [row.cells() for row in self.rows])
         note = (
             "Same as fp32: the likeliest next token, the whole greedy answer, or the first of the "
-            "ranking; 95 % Wilson intervals. Heavy tails: random weights, Student's t with 3 "
-            "degrees of freedom. Q4_0 and Q8_0 round weights only (the gguf library), ours inputs, "
-            "too; heads are 8 bit everywhere."
+            "ranking; 95 % Wilson intervals. Rank correlation: Spearman's, of the scores of all "
+            "candidates of a query, mean over queries. Heavy tails: random weights, Student's t "
+            "with 3 degrees of freedom. Q4_0 and Q8_0 (the gguf library) round the inputs of "
+            "products to Q8_0, as llama.cpp does; heads and encoders are 8 bit everywhere."
         )
         return "\n\n".join(["# What packing costs", facts, table, note]) + "\n"
 
@@ -131,8 +139,13 @@ def evaluate(
         raise SettingError(f"there is no tier {strange[0]!r}; choose from {', '.join(TIERS)}")
     if count < 2:
         raise SettingError(f"the count is {count}; ask for at least 2")
-    works = {"divergence": _divergence, "answers": _answers, "rankings": _rankings}
-    totals = {"divergence": 2 * len(FORMS), "answers": 3, "rankings": 2}
+    works = {
+        "divergence": _divergence,
+        "answers": _answers,
+        "rankings": _rankings,
+        "speech": _speech,
+    }
+    totals = {"divergence": 2 * len(FORMS), "answers": 3, "rankings": 4, "speech": 4}
     rows: list[Row] = []
     for tier in tiers:
         for row in works[tier](count, threads):
@@ -164,13 +177,31 @@ def _form(name: str, form: str, threads: int | None, texts: Sequence[Sequence[in
 
 
 def _round_as_gguf(model: Model, kind: str) -> None:
-    """Give a backbone the numbers that a GGUF file of it would hold."""
+    """Give a model the numbers that GGUF files of it would hold, and inputs as llama.cpp's."""
     from torch import nn
 
-    for name, part in model.backbone.named_modules():
-        if isinstance(part, nn.Linear) and not name.endswith("feed_forward.gate"):
-            part.weight.data = _as_gguf(part.weight, kind)
+    encoders = {id(one): one for one in model.encoders.values()}.values()
+    towers = [
+        part for one in encoders for part in vars(one).values() if isinstance(part, nn.Module)
+    ]
+    for module, form in ((model.backbone, kind), *((tower, "Q8_0") for tower in towers)):
+        for name, part in module.named_modules():
+            wanted = isinstance(part, nn.Linear) and not name.endswith("feed_forward.gate")
+            if wanted and part.in_features % _GROUP == 0:
+                part.weight.data = _as_gguf(part.weight, form)
+                part.register_forward_pre_hook(_rounded_inputs)
     model.backbone.embed_tokens.weight.data = _as_gguf(model.backbone.embed_tokens.weight, "Q8_0")
+
+
+def _rounded_inputs(part: object, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Rows in groups of 32 bytes with a scale in fp16, as ggml's `quantize_row_q8_0` makes them."""
+    import torch
+
+    x = inputs[0]
+    groups = x.float().reshape(-1, _GROUP)
+    scales = groups.abs().amax(-1, keepdim=True) / 127
+    codes = torch.where(scales > 0, groups / scales, 0.0).round()
+    return ((codes * scales.half().float()).view(x.shape).to(x.dtype), *inputs[1:])
 
 
 def _as_gguf(weight: Tensor, kind: str) -> Tensor:
@@ -306,16 +337,54 @@ def _rankings(count: int, threads: int | None) -> Iterator[Row]:
 
     asked = Directions("packages", count=count).direction("en", "de")
 
-    def firsts(form: str) -> list[int]:
+    def encoded(form: str) -> tuple[list[Tensor], list[Tensor]]:
         encoder = lfm2_mm.load("nano-colbert", device="cpu", threads=threads, quantize=form)
         documents = encoder.encode_documents(asked.candidates)
-        queries = encoder.encode_queries(asked.queries)
-        with torch.inference_mode():
-            return [int(maxsim(query, documents).argmax()) for query in queries]
+        return encoder.encode_queries(asked.queries), documents
 
-    wanted = firsts("none")
+    def scores(queries: list[Tensor], documents: list[Tensor]) -> Tensor:
+        with torch.inference_mode():
+            return torch.stack([maxsim(query, documents) for query in queries])
+
+    queries, documents = encoded("none")
+    wanted = scores(queries, documents)
+    first = wanted.argmax(-1).tolist()
     for form in ("int8", "int4"):
-        yield _share("rankings", "nano-colbert", form, firsts(form), wanted)
+        own, packed = encoded(form)
+        for name, against in ((form, packed), (_QUERIES.format(form), documents)):
+            found = scores(own, against)
+            row = _share("rankings", "nano-colbert", name, found.argmax(-1).tolist(), first)
+            yield replace(row, correlation=rank_correlation(found, wanted))
+
+
+def rank_correlation(found: Tensor, wanted: Tensor) -> float:
+    """Spearman's correlation of each row of scores with its counterpart, the mean over rows."""
+    import torch
+
+    ranks = [scores.argsort(-1).argsort(-1).float() for scores in (found, wanted)]
+    a, b = (one - one.mean(-1, keepdim=True) for one in ranks)
+    return float(torch.cosine_similarity(a, b, dim=-1).mean())
+
+
+def _speech(count: int, threads: int | None) -> Iterator[Row]:
+    import lfm2_mm
+    from lfm2_evals.speech import plain, utterances
+    from lfm2_evals.speech_answers import questions
+
+    spoken = [audio for _, _, audio in utterances("both", count)]
+    asked = [one.audio for one in questions("reworded", count)]
+
+    def texts(form: str) -> tuple[list[str], list[str]]:
+        model = lfm2_mm.load("nano-audio", device="cpu", threads=threads, quantize=form)
+        heard = [plain(model.transcribe(audio).text) for audio in spoken]
+        replies = [model.reply(audio, temperature=0.0, max_frames=1).text for audio in asked]
+        return heard, [plain(reply) for reply in replies]
+
+    heard, answered = texts("none")
+    for form in ("int8", "int4"):
+        now_heard, now_answered = texts(form)
+        yield _share("speech", "nano-audio, heard", form, now_heard, heard)
+        yield _share("speech", "nano-audio, answered", form, now_answered, answered)
 
 
 def _share(tier: str, model: str, form: str, given: list[Any], wanted: list[Any]) -> Row:
@@ -327,5 +396,5 @@ def _share(tier: str, model: str, form: str, given: list[Any], wanted: list[Any]
         n=len(wanted),
         divergence=None,
         same=same / max(1, len(wanted)),
-        floor=_FLOORS[form],
+        floor=_FLOORS.get(form),
     )

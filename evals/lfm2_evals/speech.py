@@ -27,6 +27,7 @@ __all__ = [
     "Run",
     "Words",
     "aloud",
+    "errors",
     "evaluate",
     "plain",
     "utterances",
@@ -37,6 +38,7 @@ TIERS = {
     "sentences": "Held-out sentences, voices of the training",
     "both": "Held-out sentences in held-out voices",
     "aloud": "Held-out sentences read aloud by the model, and heard by itself",
+    "judged": "The same, heard by the second recogniser",
 }
 """Sets of the task, with their headings."""
 
@@ -116,7 +118,7 @@ class Run:
     @property
     def score(self) -> Words:
         """The model's errors."""
-        return _errors([one.said for one in self.heard], [one.found for one in self.heard])
+        return errors([one.said for one in self.heard], [one.found for one in self.heard])
 
     @property
     def deaf(self) -> Words:
@@ -127,7 +129,7 @@ class Run:
         """
         order = sorted(self.heard, key=lambda one: one.seconds)
         others = [*order[1:], *order[:1]]
-        return _errors([one.said for one in order], [one.found for one in others])
+        return errors([one.said for one in order], [one.found for one in others])
 
 
 def plain(text: str) -> str:
@@ -190,7 +192,12 @@ def evaluate(
     return run
 
 
-def _errors(said: Sequence[str], found: Sequence[str]) -> Words:
+def errors(said: Sequence[str], found: Sequence[str]) -> Words:
+    """Word errors of each text.
+
+    Raises:
+        MissingExtra: if jiwer is not installed.
+    """
     try:
         import jiwer
     except ImportError:
@@ -198,8 +205,8 @@ def _errors(said: Sequence[str], found: Sequence[str]) -> Words:
             "the package jiwer is needed to count word errors and is not installed; "
             "run pip install jiwer"
         ) from None
-    errors = []
+    counts = []
     for a, b in zip(said, found, strict=True):
         result = jiwer.process_words(a, b)
-        errors.append(result.substitutions + result.deletions + result.insertions)
-    return Words(errors=errors, words=[len(text.split()) for text in said])
+        counts.append(result.substitutions + result.deletions + result.insertions)
+    return Words(errors=counts, words=[len(text.split()) for text in said])

@@ -6,6 +6,7 @@ Reads options and starts uvicorn; everything else is the server's own.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -76,6 +77,7 @@ def serve(**params: Any) -> None:
         import uvicorn
 
         from lfm2_mm.server.app import create_app
+        from lfm2_mm.server.listening import configured
     except ImportError as error:
         raise MissingExtra(
             f"the server needs {error.name}, which is not installed; run pip install "
@@ -87,8 +89,6 @@ def serve(**params: Any) -> None:
 
     if params["threads"]:
         os.environ["LFM2_MM_THREADS"] = str(params["threads"])
-    if bool(params["tls_cert"]) != bool(params["tls_key"]):
-        raise SettingError("TLS needs both --tls-cert and --tls-key; give the other one too")
     embedded = tuple(found.name for found in embedded_models())
     options = ServerOptions(
         models=params["models"] or embedded,
@@ -102,6 +102,9 @@ def serve(**params: Any) -> None:
         fetch=not params["no_fetch"],
         limits=Limits(running=params["max_running"]),
     )
+    config = configured(
+        create_app(options), options, certificate=params["tls_cert"], key=params["tls_key"]
+    )
     configure(as_json=params["as_json"], quiet=params["quiet"])
     scheme = "https" if params["tls_cert"] else "http"
     terminal.say(
@@ -109,21 +112,14 @@ def serve(**params: Any) -> None:
         "Ctrl-C stops",
         quiet=params["quiet"],
     )
-    uvicorn.run(
-        create_app(options),
-        host=options.host,
-        port=options.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        ssl_certfile=params["tls_cert"],
-        ssl_keyfile=params["tls_key"],
-        timeout_keep_alive=10,
-        timeout_graceful_shutdown=30,
-        h11_max_incomplete_event_size=64 * 1024,
-        ws_max_size=4 << 20,
-        limit_concurrency=1024,
-    )
+    server = uvicorn.Server(config)
+    with suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        raise SettingError(
+            f"nothing could be served on {options.host}:{options.port}, as the lines above say; "
+            "give another --port or --host"
+        )
 
 
 def _port(given: int | None) -> int:

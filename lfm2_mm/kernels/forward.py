@@ -1,13 +1,14 @@
-"""A whole decode step of a dense backbone in one native call: one new position of each sequence.
+"""The new rows of several sequences through a whole backbone in one native call.
 
-What it computes is what `Backbone.forward` computes over a `Ragged` mixing of single rows, with
-the numbers between products in fp32; that is its twin. It writes into the caches' own memory.
+What it computes is what `Backbone.forward` computes over a `Ragged` mixing, with the numbers
+between products in fp32; that is its twin. It writes into the caches' own memory. Many rows are
+multiplied in bf16 where the processor has AMX, and in bytes elsewhere.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,10 +20,10 @@ from lfm2_mm.config import BackboneConfig
 from lfm2_mm.kernels import native
 from lfm2_mm.kernels.linear import Ready
 
-__all__ = ["AttentionPart", "ConvolutionPart", "DecodeStep", "StepLayer"]
+__all__ = ["AttentionPart", "ConvolutionPart", "DecodeStep", "SparsePart", "StepLayer"]
 
-_STEP = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
-_STEP += [ctypes.c_int, ctypes.c_int]
+_FORWARD = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64]
+_FORWARD += [ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -51,31 +52,51 @@ class AttentionPart:
 
 
 @dataclass(frozen=True, slots=True)
+class SparsePart:
+    """Experts of which a router chooses some for each row.
+
+    Attributes:
+        router: Weight of the router.
+        bias: Added to the scores to choose by, not to weigh by; None for none.
+        experts: How many there are.
+        uniform: Whether all are quantised in one way, as the native call needs it.
+        ready: Gate, up and down of one of them; asked for when it is first chosen.
+    """
+
+    router: Float[Tensor, "experts d"]
+    bias: Float[Tensor, " experts"] | None
+    experts: int
+    uniform: bool
+    ready: Callable[[int], tuple[Ready, Ready, Ready]]
+
+
+@dataclass(frozen=True, slots=True)
 class StepLayer:
-    """One block: norm, operator, norm, SwiGLU (`w2(silu(w1 x) * w3 x)`)."""
+    """One block: norm, operator, norm, SwiGLU (`w2(silu(w1 x) * w3 x)`) or experts of that kind."""
 
     operator_norm: Float[Tensor, " d"]
     operator: ConvolutionPart | AttentionPart
     ffn_norm: Float[Tensor, " d"]
-    w1: Ready
-    w3: Ready
-    w2: Ready
+    w1: Ready | None
+    w3: Ready | None
+    w2: Ready | None
+    sparse: SparsePart | None = None
 
     def weights(self) -> tuple[Ready, ...]:
-        """All of its quantised weights."""
+        """All of its quantised weights but the experts'."""
         part = self.operator
         if isinstance(part, ConvolutionPart):
             own: tuple[Ready, ...] = (part.in_proj, part.out_proj)
         else:
             own = (part.q_proj, part.k_proj, part.v_proj, part.out_proj)
-        return (*own, self.w1, self.w3, self.w2)
+        return (*own, *(one for one in (self.w1, self.w3, self.w2) if one is not None))
 
 
 class DecodeStep:
-    """The step of one backbone, its weights where `Ready` has them.
+    """The layers of one backbone, their weights where `Ready` has them.
 
     Args:
-        config: Of a dense, causal backbone; see `can_run`.
+        config: Of a causal backbone; see `can_run`.
         layers: In order; of the kinds that the config says.
         norm: Weight of the norm behind the last layer.
     """
@@ -88,11 +109,16 @@ class DecodeStep:
     ) -> None:
         self.config = config
         self._keep: list[Tensor] = []
+        self._sparse = [layer.sparse for layer in layers]
+        self._tables = [_experts(part) for part in self._sparse]
         self._weights = [weight for layer in layers for weight in layer.weights()]
-        rows = [self._row(layer) for layer in layers]
+        rows = [self._row(layer, table) for layer, table in zip(layers, self._tables, strict=True)]
         self._layers = torch.tensor(rows, dtype=torch.int64)
         even = torch.arange(0, config.head_dim, 2, dtype=torch.float32)
         frequencies = 1.0 / config.rope_theta ** (even / config.head_dim)
+        most = max((part.experts for part in self._sparse if part is not None), default=0)
+        self._resume = torch.zeros(1 + most, dtype=torch.int64)
+        wide = [layer.w1.rows for layer in layers if layer.w1 is not None]
         numbers = [
             len(rows),
             self._layers.data_ptr(),
@@ -101,10 +127,14 @@ class DecodeStep:
             config.n_kv_heads,
             config.head_dim,
             config.conv_taps,
-            max(layer.w1.rows for layer in layers),
+            max([*wide, config.expert_size if most else 0]),
             self._place(norm),
             self._place(frequencies),
             self._place(torch.tensor([config.norm_eps])),
+            most,
+            config.n_experts_per_token if most else 0,
+            int(config.normalise_routing),
+            self._place(torch.tensor([config.routing_scale], dtype=torch.float32)),
         ]
         self._model = torch.tensor(numbers, dtype=torch.int64)
 
@@ -116,69 +146,78 @@ class DecodeStep:
 
     @staticmethod
     def can_run(config: BackboneConfig, layers: Sequence[StepLayer]) -> bool:
-        """Whether such a step exists: a dense causal backbone, native weights, known shapes."""
+        """Whether such a call exists: a causal backbone, native weights, known shapes."""
         return (
-            native.function("lfm2_step", _STEP, ctypes.c_int) is not None
-            and config.n_experts == 0
+            native.function("lfm2_forward", _FORWARD, ctypes.c_int) is not None
             and config.causal
             and config.hidden_size % 16 == 0
             and len(layers) == config.n_layers > 0
+            and all(layer.sparse is None or layer.sparse.uniform for layer in layers)
             and all(weight.native for layer in layers for weight in layer.weights())
         )
 
     def __call__(
         self, x: Float[Tensor, "n d"], caches: Sequence[SequenceCache]
     ) -> Float[Tensor, "n d"]:
-        """Hidden states behind the last norm, in the dtype of `x`.
+        """Hidden states of one new row of each sequence; see `run`."""
+        return self.run(x, caches, [1] * len(caches))[0]
+
+    def run(
+        self,
+        x: Float[Tensor, "n d"],
+        caches: Sequence[SequenceCache],
+        counts: Sequence[int],
+        marks: Sequence[Sequence[int]] | None = None,
+    ) -> tuple[Float[Tensor, "n d"], list[dict[int, dict[int, Tensor]]]]:
+        """Hidden states behind the last norm, in the dtype of `x`, and states at the marks.
 
         Args:
-            x: Embedding of the next position of each sequence.
-            caches: One for each row, all different, in fp32 or bf16, each with a place reserved;
-                keys, values and states are written, but count only after `advance(1)`.
+            x: Embeddings of the next positions of each sequence, one sequence behind the other.
+            caches: One for each sequence, all different, in fp32 or bf16, each with its places
+                reserved; keys, values and states are written, but count only after `advance`.
+            counts: Rows of each sequence, at least 1.
+            marks: Of each sequence the numbers of rows after which the states of its
+                convolutions are wanted; none if None.
+
+        Returns:
+            The hidden states, and for each sequence: mark -> layer -> state `[k - 1, d]`.
 
         Raises:
-            ValueError: the caches are not of that kind, or their number differs.
+            ValueError: the caches are not of that kind, or the numbers do not fit.
             MemoryError: there is no memory for what lies between the layers.
         """
-        call = native.function("lfm2_step", _STEP, ctypes.c_int)
+        call = native.function("lfm2_forward", _FORWARD, ctypes.c_int)
         dtype = caches[0].dtype if caches else torch.float32
-        if call is None or len(caches) != len(x) or dtype not in _DTYPES:
+        fits = sum(counts) == len(x) and len(counts) == len(caches)
+        if call is None or not fits or dtype not in _DTYPES:
             raise ValueError(
-                f"a native step of {len(x)} rows over {len(caches)} caches in {dtype} is not "
-                "possible; ask `can_run` and hand in one cache in fp32 or bf16 for each row"
+                f"a native call of {len(x)} rows over {len(caches)} caches in {dtype} is not "
+                "possible; ask `can_run` and hand in caches in fp32 or bf16 for all rows"
             )
         if not len(x):
-            return x
+            return x, []
         hidden = x.detach().to(torch.float32, copy=True).contiguous()
-        convs = self.config.conv_layers
-        shape = (len(caches), len(convs), self.config.conv_taps - 1, self.config.hidden_size)
-        fresh = torch.empty(shape, dtype=dtype)
-        size = fresh[0, 0].nbytes if convs else 0
-        alive: list[Tensor] = []
-        pointers: list[int] = []
-        for i, cache in enumerate(caches):
-            states = [cache.conv_state(layer).contiguous() for layer in convs]
-            alive += states
-            pointers += [state.data_ptr() for state in states]
-            start = fresh.data_ptr() + i * len(convs) * size
-            pointers += [start + slot * size for slot in range(len(convs))]
-        table = (ctypes.c_int64 * max(1, len(pointers)))(*pointers)
-        places = ctypes.addressof(table)
-        words: list[int] = []
-        for i, cache in enumerate(caches):
-            keys, values = cache.buffers
-            at = places + 16 * i * len(convs)
-            words += [cache.length, keys.data_ptr(), values.data_ptr(), cache.capacity]
-            words += [at, at + 8 * len(convs)]
-        sequences = (ctypes.c_int64 * len(words))(*words)
+        wanted = [[*own, n] for own, n in zip(marks or [()] * len(counts), counts, strict=True)]
+        table = _Sequences(self.config, caches, counts, wanted)
         half, used = int(dtype == torch.bfloat16), native.threads()
-        place = self._model.data_ptr()
-        if call(place, hidden.data_ptr(), len(x), ctypes.addressof(sequences), half, used):
+        place, resume = self._model.data_ptr(), self._resume.clone()
+        resume[0] = -1
+        arguments = [place, hidden.data_ptr(), len(x), table.place, len(caches), half]
+        while (done := call(*arguments, resume.data_ptr(), used)) == 2:
+            self._bring(int(resume[0]), resume[1:].nonzero().flatten().tolist())
+            resume[1:] = 0
+        if done:
             raise MemoryError("there is no memory left for a step of the backbone")
-        for i, cache in enumerate(caches):
-            for layer, state in zip(convs, fresh[i].unbind(), strict=True):
-                cache.set_conv_state(layer, state)
-        return hidden.to(x.dtype)
+        return hidden.to(x.dtype), table.accept()
+
+    def _bring(self, layer: int, experts: Sequence[int]) -> None:
+        """Lay out experts that are chosen for the first time."""
+        part, table = self._sparse[layer], self._tables[layer]
+        assert part is not None and table is not None
+        for expert in experts:
+            ready = part.ready(expert)
+            self._weights += ready
+            table[expert] = torch.tensor([_table(one) for one in ready])
 
     def _place(self, tensor: Tensor | None) -> int:
         """Where the numbers lie, in fp32, for as long as this lives; 0 for none."""
@@ -187,20 +226,81 @@ class DecodeStep:
         self._keep.append(tensor.detach().float().contiguous())
         return self._keep[-1].data_ptr()
 
-    def _row(self, layer: StepLayer) -> list[int]:
+    def _row(self, layer: StepLayer, experts: Tensor | None) -> list[int]:
         """`lfm2_layer` of src/forward.h."""
-        part = layer.operator
+        part, sparse = layer.operator, layer.sparse
         ffn = [_table(weight) for weight in (layer.w1, layer.w3, layer.w2)]
         norms = [self._place(layer.operator_norm), self._place(layer.ffn_norm)]
+        last = [0, 0, 0, 0]
+        if sparse is not None and experts is not None:
+            routing = [self._place(sparse.router), self._place(sparse.bias)]
+            last = [sparse.experts, experts.data_ptr(), *routing]
         if isinstance(part, ConvolutionPart):
             first = [0, *norms, _table(part.in_proj), 0, 0, _table(part.out_proj), *ffn]
             taps = self._place(part.taps.T)
             biases = (part.in_bias, part.conv_bias, part.out_bias)
-            return [*first, 0, 0, taps, *(self._place(bias) for bias in biases)]
+            return [*first, 0, 0, taps, *(self._place(bias) for bias in biases), *last]
         own = [_table(part.q_proj), _table(part.k_proj), _table(part.v_proj), _table(part.out_proj)]
         heads = [self._place(part.q_norm), self._place(part.k_norm)]
-        return [1, *norms, *own, *ffn, *heads, 0, 0, 0, 0]
+        return [1, *norms, *own, *ffn, *heads, 0, 0, 0, 0, *last]
 
 
-def _table(ready: Ready) -> int:
-    return 0 if ready.table is None else ready.table.data_ptr()
+class _Sequences:
+    """`lfm2_sequence` of src/forward.h for each cache, and the states that come of it."""
+
+    def __init__(
+        self,
+        config: BackboneConfig,
+        caches: Sequence[SequenceCache],
+        counts: Sequence[int],
+        wanted: Sequence[Sequence[int]],
+    ) -> None:
+        self._convs = config.conv_layers
+        self._caches, self._wanted = caches, wanted
+        shape = (len(self._convs), config.conv_taps - 1, config.hidden_size)
+        self._fresh: list[Tensor] = []  # of each sequence `[ends, convolutions, k - 1, d]`
+        self._keep: list[object] = []
+        words: list[int] = []
+        for cache, n, ends in zip(caches, counts, wanted, strict=True):
+            fresh = torch.empty(len(ends), *shape, dtype=cache.dtype)
+            self._fresh.append(fresh)
+            size = fresh[0, 0].nbytes if self._convs else 0
+            states = [cache.conv_state(layer).contiguous() for layer in self._convs]
+            start = fresh.data_ptr()
+            next_places = [start + i * size for i in range(len(ends) * len(self._convs))]
+            tables = [self._words([state.data_ptr() for state in states])]
+            tables += [self._words(ends), self._words(next_places)]
+            self._keep.append(states)
+            keys, values = cache.buffers
+            words += [cache.length, n, keys.data_ptr(), values.data_ptr(), cache.capacity]
+            words += [tables[0], len(ends), *tables[1:]]
+        self.place = self._words(words)
+
+    def _words(self, numbers: Sequence[int]) -> int:
+        """Where they lie."""
+        table = (ctypes.c_int64 * max(1, len(numbers)))(*numbers)
+        self._keep.append(table)
+        return ctypes.addressof(table)
+
+    def accept(self) -> list[dict[int, dict[int, Tensor]]]:
+        """Propose the last states to the caches; the others by mark and layer."""
+        found = []
+        for cache, fresh, ends in zip(self._caches, self._fresh, self._wanted, strict=True):
+            for layer, state in zip(self._convs, fresh[-1].unbind(), strict=True):
+                cache.set_conv_state(layer, state if len(ends) == 1 else state.clone())
+            found.append(
+                {
+                    mark: dict(zip(self._convs, states.clone().unbind(), strict=True))
+                    for mark, states in zip(ends[:-1], fresh, strict=False)
+                }
+            )
+        return found
+
+
+def _experts(part: SparsePart | None) -> Tensor | None:
+    """Places of the experts' tables, none of which was asked for yet."""
+    return None if part is None else torch.zeros(part.experts, 3, dtype=torch.int64)
+
+
+def _table(ready: Ready | None) -> int:
+    return 0 if ready is None or ready.table is None else ready.table.data_ptr()

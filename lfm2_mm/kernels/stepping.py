@@ -1,4 +1,4 @@
-"""The native decode step of a backbone whose weights are packed.
+"""The native call through a backbone whose weights are packed.
 
 Knows how a `Backbone` is put together, and of packed layers only that `layer.weight.ready` is what
 `matmul` takes.
@@ -8,8 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lfm2_mm.kernels.forward import AttentionPart, ConvolutionPart, DecodeStep, StepLayer
+from lfm2_mm.kernels.forward import (
+    AttentionPart,
+    ConvolutionPart,
+    DecodeStep,
+    SparsePart,
+    StepLayer,
+)
 from lfm2_mm.kernels.linear import Ready
+from lfm2_mm.moe import SparseMoe
 from lfm2_mm.operators import SwiGLU
 
 if TYPE_CHECKING:
@@ -19,13 +26,15 @@ __all__ = ["decode_step"]
 
 
 def decode_step(backbone: Backbone) -> DecodeStep | None:
-    """The step; None where a layer is not packed or sparse, or torch computes.
+    """The call; None where a layer is not packed, or torch computes.
 
-    Weights that were not laid out yet are laid out now.
+    Weights that were not laid out yet are laid out now, but for experts: those when they are
+    chosen for the first time.
     """
     config = backbone.config
-    if config.n_experts or not config.causal or backbone.embedding_norm.weight.device.type != "cpu":
+    if not config.causal or backbone.embedding_norm.weight.device.type != "cpu":
         return None
+    _ready(backbone.embed_tokens)  # the largest first: its two layouts are in memory together
     layers = []
     for block in backbone.layers:
         layer = _layer(block)  # type: ignore[arg-type]
@@ -38,9 +47,6 @@ def decode_step(backbone: Backbone) -> DecodeStep | None:
 
 
 def _layer(block: Block) -> StepLayer | None:
-    forward = block.feed_forward
-    if not isinstance(forward, SwiGLU):
-        return None
     part: ConvolutionPart | AttentionPart
     if block.is_attention:
         attention = block.self_attn
@@ -58,10 +64,42 @@ def _layer(block: Block) -> StepLayer | None:
             return None
         biases = conv.in_proj.bias, conv.conv.bias, conv.out_proj.bias
         part = ConvolutionPart(first, last, conv.conv.weight[:, 0], *biases)
-    w1, w3, w2 = (_ready(getattr(forward, name)) for name in ("w1", "w3", "w2"))
+    norms = block.operator_norm.weight, block.ffn_norm.weight
+    forward = block.feed_forward
+    if isinstance(forward, SparseMoe):
+        sparse = _sparse(forward)
+        if sparse is None:
+            return None
+        return StepLayer(norms[0], part, norms[1], None, None, None, sparse)
+    if not isinstance(forward, SwiGLU):
+        return None
+    w1, w3, w2 = (_ready(getattr(forward, name)) for name in _NAMES)
     if w1 is None or w3 is None or w2 is None:
         return None
-    return StepLayer(block.operator_norm.weight, part, block.ffn_norm.weight, w1, w3, w2)
+    return StepLayer(norms[0], part, norms[1], w1, w3, w2)
+
+
+_NAMES = ("w1", "w3", "w2")
+
+
+def _sparse(forward: SparseMoe) -> SparsePart | None:
+    """The experts, none of which is laid out for it."""
+    found = [[getattr(expert, name).weight for name in _NAMES] for expert in forward.experts]
+    # asking one for `ready` would lay it out
+    kinds = {tuple(getattr(weight, "scheme", None) for weight in weights) for weights in found}
+    if None in {kind for three in kinds for kind in three}:
+        return None
+
+    def ready(number: int) -> tuple[Ready, Ready, Ready]:
+        w1, w3, w2 = (weight.ready for weight in found[number])
+        return w1, w3, w2
+
+    uniform = len(kinds) == 1 and all(w1 == w3 for w1, w3, _ in kinds)
+    bias = forward.expert_bias if forward.use_bias else None
+    router = forward.gate.weight
+    if not hasattr(router, "detach"):
+        return None
+    return SparsePart(router, bias, len(found), uniform, ready)
 
 
 def _ready(layer: Any) -> Ready | None:

@@ -6,7 +6,7 @@ its numbers back. Knows names of tensors and modules; nothing of files or of how
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 
 import torch
@@ -29,7 +29,7 @@ from lfm2_mm.quantize.recipes import Schemes
 __all__ = ["fit", "packed_weight", "place", "scheme_for"]
 
 _PARTS = (".codes", ".scales", ".minimums")
-_EMBEDDINGS = ("embed_tokens",)  # the only tables nobody reads as a matrix
+_EMBEDDINGS = ("embed_tokens", "embedding")  # the only tables nobody reads as a matrix
 
 
 def scheme_for(shape: Sequence[int], wanted: Scheme) -> Scheme | None:
@@ -69,6 +69,7 @@ def fit(
     *,
     dtype: torch.dtype | None,
     where: str,
+    rounding: Callable[[Tensor, Scheme], PackedWeight] = quantize,
 ) -> dict[str, Tensor]:
     """Replace modules by packed ones, where their weights are packed or shall be.
 
@@ -78,6 +79,7 @@ def fit(
         schemes: How to pack what is not; None packs nothing.
         dtype: Number format of what is computed; None stands for fp32.
         where: What the user calls the source; used in messages.
+        rounding: Packs one weight.
 
     Returns:
         Own name -> tensor, of everything that is still to be loaded.
@@ -107,7 +109,7 @@ def fit(
     if schemes is not None:
         for name, scheme in _wanted(module, schemes, left).items():
             source = left.pop(name)
-            packed = quantize(source.detach(), scheme)
+            packed = rounding(source.detach(), scheme)
             place(module, name, Packed(packed, None, kind))
             if schemes.report is not None:
                 schemes.report(name)

@@ -73,14 +73,15 @@ class Recipe:
 
 _ROUTERS = ("feed_forward.gate",)
 _EIGHT = Schemes(linear="int8-g32", embedding="int8-g32", keep=_ROUTERS)
+_ENCODER = Schemes(linear="int8", embedding="int8-g32")  # a scale a row: what int8 units multiply
 
 RECIPES: dict[str, Recipe] = {
     "int4": Recipe(
         name="int4",
         backbone=Schemes(linear="int4-g32", embedding="int8-g32", keep=_ROUTERS),
-        encoder=_EIGHT,
+        encoder=_ENCODER,
     ),
-    "int8": Recipe(name="int8", backbone=_EIGHT, encoder=_EIGHT),
+    "int8": Recipe(name="int8", backbone=_EIGHT, encoder=_ENCODER),
 }
 """All recipes by name."""
 

@@ -75,6 +75,7 @@ class Guard:
         began, answer = time.perf_counter(), _Answer(send, request_id)
         try:
             self._check(scope, headers)
+            self._check_length(headers)
             body = _Body(receive, self.options) if scope["type"] == "http" else None
             await self.app(scope, body or receive, answer)
         except asyncio.CancelledError:
@@ -119,6 +120,12 @@ class Guard:
                 "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'",
                 code="invalid_api_key",
             )
+
+    def _check_length(self, headers: MutableMapping[str, str]) -> None:
+        """Refuse at once what says that it will be too large."""
+        said, most = headers.get("content-length", ""), self.options.limits.body_bytes
+        if said.isdecimal() and (len(said) > 18 or int(said) > most):
+            raise _too_large(most)
 
     def _host_known(self, host: str) -> bool:
         try:
@@ -182,11 +189,7 @@ class _Body:
         if message["type"] == "http.request":
             self._seen += len(message.get("body", b""))
             if self._seen > self._limits.body_bytes:
-                raise ApiError(
-                    413,
-                    f"the body is larger than {self._limits.body_bytes:,} bytes; send less",
-                    code="body_too_large",
-                )
+                raise _too_large(self._limits.body_bytes)
             if not message.get("more_body", False):
                 self._until = None
         return message
@@ -238,6 +241,12 @@ class _Answer:
         else:
             self.status = 403
             await self._send({"type": "websocket.close", "code": 1008})
+
+
+def _too_large(most: int) -> ApiError:
+    return ApiError(
+        413, f"the body is larger than {most:,} bytes; send less", code="body_too_large"
+    )
 
 
 def _headers(scope: Scope) -> MutableMapping[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -22,14 +23,23 @@ from torch import Tensor, nn
 
 from lfm2_mm.backbone import Backbone
 from lfm2_mm.errors import SettingError, TensorMismatch
+from lfm2_mm.kernels.packed import SCHEMES
 from lfm2_mm.mixing import Packed
+from lfm2_mm.quantize.files import ENTRY
+from lfm2_mm.quantize.layers import Packed as PackedMatrix
 from lfm2_mm.tokenizer import Tokenizer
 from lfm2_retrieval.inputs import Inputs, Sequences, TokenSpan
 from lfm2_retrieval.layout import RetrieverSpec
 from lfm2_retrieval.pooling import pool_tokens
 
-__all__ = ["Encoder", "ExpansionStates"]
+__all__ = ["FOUR_BITS", "PACKED_FROM", "Encoder", "ExpansionStates"]
 
+PACKED_FROM = "packed_from"
+"""What `config.json` of a packed retriever calls the fingerprint of the one it was packed from."""
+FOUR_BITS = "-int4"
+"""What stands behind the fingerprint of a retriever whose weights have 4 bits."""
+
+_DIGITS = re.compile("[0-9a-f]{16}")
 ExpansionStates = Literal["keep", "zero"]
 
 # On a CPU more rows at once gain nothing: the widest activations leave the caches, and blocks over
@@ -104,7 +114,18 @@ class Encoder:
         """16 hex digits over weights, rules and tokenizer: equal if documents encode equally.
 
         Taken of what is stored, so device, number format and `expansion_states` do not change it.
+        A packed model has that of the model it was packed from, whether it was packed on the way or
+        is stored so: 8 bits rank as before within a rank correlation of 0.99. 4 bits rank otherwise
+        often enough, so `-int4` is put behind it.
         """
+        return self.origin + (FOUR_BITS if self._in_four_bits() else "")
+
+    @cached_property
+    def origin(self) -> str:
+        """The fingerprint of the model as it was before its weights were packed, if they are."""
+        said = self.config.get(PACKED_FROM)
+        if ENTRY in self.config and isinstance(said, str) and _DIGITS.fullmatch(said):
+            return said
         digest = hashlib.sha256()
         rules = {k: v for k, v in asdict(self.spec).items() if k != "settings"}
         digest.update(json.dumps(rules, sort_keys=True, default=str).encode())
@@ -114,6 +135,18 @@ class Encoder:
             flat = tensor.detach().cpu().contiguous().view(-1)
             digest.update(flat.view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
+
+    @property
+    def packed(self) -> bool:
+        """Whether any of its weights are packed."""
+        return bool(self._matrices())
+
+    def _matrices(self) -> list[PackedMatrix]:
+        parts = [*self.backbone.modules(), *self.head.modules()]
+        return [part for part in parts if isinstance(part, PackedMatrix)]
+
+    def _in_four_bits(self) -> bool:
+        return any(SCHEMES[part.scheme].bits == 4 for part in self._matrices())
 
     def encode_queries(
         self, texts: Sequence[str], *, batch_tokens: int | None = None

@@ -25,13 +25,24 @@ from lfm2_mm.saving import save_checkpoint
 from lfm2_mm.train.trainer import Schedule, Trainer
 from lfm2_retrieval.corpus.build import Concept
 from lfm2_retrieval.corpus.tokenizer import DOCUMENT_PREFIX, QUERY_PREFIX, tokenizer_files
+from lfm2_retrieval.encoder import Encoder
 from lfm2_retrieval.layout import DenseSpec, RetrieverSpec
 from lfm2_retrieval.pairs import Batches, Mix, Tokenized
 from lfm2_retrieval.saving import save_retriever, side_files
 from lfm2_retrieval.start import shared_space
 from lfm2_retrieval.training import PairBatch, Retriever, in_batch_scores, pad_side, pair_loss
 
-__all__ = ["STEPS", "Recipe", "build", "export", "held_out_scores", "recipe", "train"]
+__all__ = [
+    "MORE_STEPS",
+    "STEPS",
+    "Recipe",
+    "build",
+    "export",
+    "held_out_scores",
+    "more",
+    "recipe",
+    "train",
+]
 
 VOCABULARY = 19_456
 DIM = 128
@@ -61,23 +72,48 @@ SPEC = RetrieverSpec(
 STEPS = 8000
 """Length of the recipe: about an hour on one free core."""
 
-_WATCHED = (("en", "ja"), ("ar", "en"), ("de", "zh"), ("ko", "fr"), ("de", "en"), ("fr", "es"))
+MORE_STEPS = 1500
+"""Length of the recipe that goes on from the embedded weights."""
+
+_WATCHED = (
+    *(("en", "ja"), ("ar", "en"), ("de", "zh"), ("ko", "fr"), ("de", "en"), ("fr", "es")),
+    *(("de", "ja"), ("ar", "ko"), ("zh", "ar"), ("ko", "ja")),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides what nano-colbert becomes, beside its texts."""
+    """Everything that decides what nano-colbert becomes, beside its texts.
+
+    Attributes:
+        seed: Of the weights and of the batches.
+        schedule: Learning rates.
+        mix: How batches are drawn.
+        pooled: Weight of the loss over mean vectors.
+        scale: Natural logarithm of what scores are multiplied with, at first.
+    """
 
     seed: int
     schedule: Schedule
     mix: Mix = Mix()
     pooled: float = 0.3
+    scale: float = 3.0
 
 
 def recipe(steps: int = STEPS, seed: int = 20261121) -> Recipe:
     """The recipe, stretched to so many steps."""
     return Recipe(
         seed=seed, schedule=Schedule(steps=steps, warmup=min(100, steps // 10), peak=2e-3)
+    )
+
+
+def more(steps: int = MORE_STEPS, seed: int = 20261122) -> Recipe:
+    """The recipe that goes on from weights that know their texts: varied, in hard batches."""
+    return Recipe(
+        seed=seed,
+        schedule=Schedule(steps=steps, warmup=min(50, steps // 10), peak=1e-3),
+        mix=Mix(near=0.4, varied=0.75, dropped=0.1, split=0.1),
+        scale=3.7,
     )
 
 
@@ -110,10 +146,10 @@ def build(seed: int = 0, embeddings: Tensor | None = None) -> Retriever:
 class _Training(nn.Module):
     """The model and the temperature under one roof, for one optimizer."""
 
-    def __init__(self, model: Retriever) -> None:
+    def __init__(self, model: Retriever, scale: float) -> None:
         super().__init__()
         self.model = model
-        self.scale = nn.Parameter(torch.tensor(3.0))
+        self.scale = nn.Parameter(torch.tensor(scale))
 
 
 def prefixes(tokenizer: Tokenizer) -> tuple[int, int]:
@@ -185,18 +221,34 @@ def train(
     concepts: Sequence[Concept],
     held_out: Sequence[Concept],
     *,
+    begin: Retriever | None = None,
     until: int | None = None,
     workers: int = 1,
     device: str = "cpu",
     score_every: int = 200,
     say: Callable[[str], None] = print,
 ) -> Retriever:
-    """Run the recipe, or resume it from the folder's checkpoint; the averaged model comes back."""
+    """Run the recipe, or resume it from the folder's checkpoint; the averaged model comes back.
+
+    Args:
+        plan: The recipe.
+        folder: Where checkpoints and logs go.
+        tokenizer: Makes ids of texts.
+        concepts: The training texts.
+        held_out: Watched.
+        begin: What it goes on from; by default an untrained model.
+        until: Stop at this step.
+        workers: Processes that make batches.
+        device: Where to compute.
+        score_every: Steps between two looks at what is held out, and two checkpoints.
+        say: Told how it goes.
+    """
     corpus = Tokenized(concepts, tokenizer)
     say(f"{len(corpus):,} concepts, {sum(len(ids) for ids in corpus.ids):,} texts")
     resuming = (folder / "trainer.safetensors").exists()
-    start = None if resuming else _start(corpus)
-    both = _Training(build(plan.seed, start)).to(device)
+    if begin is None:
+        begin = build(plan.seed, None if resuming else _start(corpus))
+    both = _Training(begin, plan.scale).to(device)
     for module in both.modules():
         if isinstance(module, SwiGLU | RMSNorm):
             module.compile(dynamic=True)
@@ -251,6 +303,20 @@ def averaged(trainer: Trainer) -> Retriever:
     }
     copy.load_state_dict(wanted, strict=True)
     return copy.eval()
+
+
+def embedded() -> tuple[Retriever, Tokenizer]:
+    """The embedded nano-colbert, in fp32 and ready for training, and its tokenizer."""
+    import lfm2_mm
+
+    encoder = lfm2_mm.load("nano-colbert", dtype="float32", device="cpu")
+    assert isinstance(encoder, Encoder)
+    model = build()
+    model.backbone.load_state_dict(encoder.backbone.state_dict())
+    (weight,) = encoder.head.parameters()
+    with torch.no_grad():
+        model.dense.weight.copy_(weight)
+    return model, encoder.tokenizer.hf.backend_tokenizer
 
 
 def export(model: Retriever, tokenizer: Tokenizer, folder: Path, *, card: str = "") -> None:

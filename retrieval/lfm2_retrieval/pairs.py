@@ -3,12 +3,15 @@
 Every batch is a pure function of (seed, step). A batch takes one pair of languages and texts of
 like length, so that wrong answers are hard and little is padding; no two texts of a batch say the
 same. Every so often documents are passages of several texts, and each query asks for one of them.
+Texts may be varied (words left out, or spelt in smaller pieces), which makes few texts go further.
 Knows no model and no loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, combinations
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Batches", "Mix", "Tokenized"]
 
+_GROUPS, _COMMON = 24, 3000
+"""Words that the texts of a `near` batch share; texts with such a word, at most."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mix:
@@ -41,6 +47,12 @@ class Mix:
         passage_every: One step in so many has passages for documents; 0 for none.
         passages: Passages of such a batch.
         longest: Tokens of a text, at most; longer ones are left out.
+        near: Share of batches whose texts have English words in common.
+        varied: Share of batches whose texts are varied.
+        dropped: Share of tokens left out of a varied text of at least four.
+        split: Share of tokens of a varied text that are spelt as the two that they were merged
+            from, and these again. (After BPE-dropout: Provilkov, Emelianenko and Voita, arXiv
+            1910.13267.)
     """
 
     tokens: int = 3072
@@ -50,6 +62,10 @@ class Mix:
     passage_every: int = 6
     passages: int = 40
     longest: int = 56
+    near: float = 0.0
+    varied: float = 0.0
+    dropped: float = 0.0
+    split: float = 0.0
 
 
 class Tokenized:
@@ -59,12 +75,14 @@ class Tokenized:
         ids: For each concept its ids by language, begin token included.
         same: For each concept a number by language that equals where texts say the same.
         weights: How often each concept is drawn.
+        merged: The two ids that an id was merged from, where it was.
     """
 
     def __init__(self, concepts: Sequence[Concept], tokenizer: Tokenizer) -> None:
         self.ids: list[dict[str, list[int]]] = [{} for _ in concepts]
         self.same: list[dict[str, int]] = [{} for _ in concepts]
         self.weights = [concept.weight for concept in concepts]
+        self.merged = _merged(tokenizer)
         numbers: dict[str, int] = {}
         for language in LANGUAGES:
             chosen = [i for i, concept in enumerate(concepts) if language in concept.texts]
@@ -75,6 +93,17 @@ class Tokenized:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+def _merged(tokenizer: Tokenizer) -> dict[int, tuple[int, int]]:
+    """What each id was first merged from."""
+    model = json.loads(tokenizer.to_str())["model"]
+    ids: dict[str, int] = model["vocab"]
+    found: dict[int, tuple[int, int]] = {}
+    for merge in model["merges"]:
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        found.setdefault(ids[left + right], (ids[left], ids[right]))
+    return found
 
 
 _EDGES = (4, 5, 6, 7, 9, 12, 16, 22, 32, 1 << 30)
@@ -125,6 +154,15 @@ class Batches(Dataset[PairBatch]):
         return found
 
     @cached_property
+    def _with(self) -> dict[int, list[int]]:
+        """The concepts whose English has a token, but for tokens that most have."""
+        found: dict[int, list[int]] = defaultdict(list)
+        for i, ids in enumerate(self.corpus.ids):
+            for token in set(ids.get("en", ())[1:]):
+                found[token].append(i)
+        return {token: some for token, some in found.items() if 4 <= len(some) <= _COMMON}
+
+    @cached_property
     def _others(self) -> list[str]:
         """The languages beside English that there are texts in."""
         return [lang for lang in LANGUAGES[1:] if any(self._buckets["en", lang])]
@@ -136,11 +174,13 @@ class Batches(Dataset[PairBatch]):
             return self._passages(rng)
         a, b = self._languages(rng)
         if rng.random() < self.mix.mixed:
-            return self._laid_out(self._mixed(rng, a, b))
+            return self._laid_out(rng, self._mixed(rng, a, b))
         pool = self._pool(rng, a, b)
+        near = self.mix.near and rng.random() < self.mix.near
         if rng.random() < 0.5:
             a, b = b, a
-        return self._laid_out([(i, a, b) for i in self._distinct(rng, pool, a, b)])
+        drawn = self._near(rng, pool, a, b) if near else self._shuffled(rng, pool)
+        return self._laid_out(rng, [(i, a, b) for i in self._distinct(drawn, a, b)])
 
     def _languages(self, rng: Random) -> tuple[str, str]:
         """A pair of languages in the order of `LANGUAGES`, the first often English."""
@@ -158,18 +198,36 @@ class Batches(Dataset[PairBatch]):
     def _mixed(self, rng: Random, a: str, b: str) -> list[tuple[int, str, str]]:
         """Concepts of one length, each in two languages of its own."""
         drawn = []
-        for i in self._distinct(rng, self._pool(rng, a, b), a, b):
+        for i in self._distinct(self._shuffled(rng, self._pool(rng, a, b)), a, b):
             there = [lang for lang in LANGUAGES if lang in self.corpus.ids[i]]
             one, other = rng.sample(there, 2)
             drawn.append((i, one, other))
         return drawn
 
-    def _distinct(self, rng: Random, pool: Sequence[int], a: str, b: str) -> list[int]:
+    def _shuffled(self, rng: Random, pool: Sequence[int]) -> list[int]:
+        return rng.sample(pool, min(len(pool), 2 * self.mix.most))
+
+    def _near(self, rng: Random, pool: Sequence[int], a: str, b: str) -> list[int]:
+        """Some of a pool, and for each as many as are wanted that share an English word with it."""
+        ids, groups = self.corpus.ids, []
+        longest = max(max(len(ids[i][a]), len(ids[i][b])) for i in pool[:64]) if pool else 0
+        for i in rng.sample(pool, min(len(pool), _GROUPS)):
+            tokens = [token for token in ids[i]["en"][1:] if token in self._with]
+            others = self._with[rng.choice(tokens)] if tokens else []
+            group = [
+                j
+                for j in rng.sample(others, min(len(others), 4 * self.mix.most // _GROUPS))
+                if 1 < len(ids[j].get(a, ())) <= longest and 1 < len(ids[j].get(b, ())) <= longest
+            ]
+            groups += [i, *group[: self.mix.most // _GROUPS]]
+        return groups + self._shuffled(rng, pool)
+
+    def _distinct(self, pool: Iterable[int], a: str, b: str) -> list[int]:
         """Concepts that fit into a batch, none of which says what another says."""
         ids, same, seen = self.corpus.ids, self.corpus.same, set[int]()
         chosen: list[int] = []
         longest = 1
-        for i in rng.sample(pool, min(len(pool), 2 * self.mix.most)):
+        for i in pool:
             pair = {same[i][a], same[i][b]}
             longest = max(longest, len(ids[i][a]), len(ids[i][b]))
             if len(chosen) == self.mix.most or (len(chosen) + 1) * longest > self.mix.tokens:
@@ -179,11 +237,31 @@ class Batches(Dataset[PairBatch]):
                 chosen.append(i)
         return chosen
 
-    def _laid_out(self, chosen: Sequence[tuple[int, str, str]]) -> PairBatch:
+    def _laid_out(self, rng: Random, chosen: Sequence[tuple[int, str, str]]) -> PairBatch:
         ids = self.corpus.ids
         queries = [ids[i][a] for i, a, _ in chosen]
         documents = [ids[i][b] for i, _, b in chosen]
+        if self.mix.varied and rng.random() < self.mix.varied:
+            queries = [self._varied(rng, row) for row in queries]
+            documents = [self._varied(rng, row) for row in documents]
         return self._batch(queries, documents, list(range(len(chosen))))
+
+    def _varied(self, rng: Random, ids: list[int]) -> list[int]:
+        """A text with tokens left out and tokens split; one at least stays."""
+        dropped = self.mix.dropped if len(ids) > 4 else 0.0
+        found = ids[:1]
+        for token in ids[1:]:
+            if rng.random() >= dropped:
+                self._spell(rng, token, found)
+        return found if len(found) > 1 else ids
+
+    def _spell(self, rng: Random, token: int, into: list[int]) -> None:
+        parts = self.corpus.merged.get(token)
+        if parts is not None and rng.random() < self.mix.split:
+            for part in parts:
+                self._spell(rng, part, into)
+        else:
+            into.append(token)
 
     def _batch(
         self, queries: list[list[int]], documents: list[list[int]], answers: list[int]

@@ -1,4 +1,4 @@
-"""What the retrieval frontend adds to `train`: the nano-colbert recipe, from packages to export.
+"""What the retrieval frontend adds to `train`: nano-colbert's recipes, from packages to export.
 
 Imported for `--help`, so nothing here imports torch before a recipe runs.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from lfm2_retrieval.corpus.build import Concept
 
-__all__ = ["NOTES", "RECIPES", "train_nano_colbert"]
+__all__ = ["NOTES", "RECIPES", "train_nano_colbert", "train_nano_colbert_more"]
 
 NOTES: Mapping[str, str] = {
     "nano-colbert": "note: the embedded nano-colbert knows the words of program messages, names of "
@@ -49,6 +49,42 @@ def train_nano_colbert(
         MissingExtra: if one of the packages is not there.
         InputError: if the folder's run has another length or seed.
     """
+    return _train(folder, False, steps, until, seed, device, workers, fresh, say)
+
+
+def train_nano_colbert_more(
+    folder: Path,
+    *,
+    steps: int | None = None,
+    until: int | None = None,
+    seed: int | None = None,
+    device: str = "cpu",
+    workers: int = 1,
+    fresh: bool = False,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Go on from the embedded weights, with varied texts and hard batches; export to `model`.
+
+    The tokenizer is the embedded one's, and the texts are those of `train_nano_colbert`.
+
+    Raises:
+        MissingExtra: if one of the packages is not there.
+        InputError: if the folder's run has another length or seed.
+    """
+    return _train(folder, True, steps, until, seed, device, workers, fresh, say)
+
+
+def _train(
+    folder: Path,
+    more: bool,
+    steps: int | None,
+    until: int | None,
+    seed: int | None,
+    device: str,
+    workers: int,
+    fresh: bool,
+    say: Callable[[str], None],
+) -> Path:
     from lfm2_retrieval import nano
     from lfm2_retrieval.corpus.build import held_out
 
@@ -62,21 +98,28 @@ def train_nano_colbert(
     if fresh:
         for name in ("trainer.safetensors", "log.jsonl", "scores.jsonl", "tokenizer.json"):
             (folder / name).unlink(missing_ok=True)
-    length = steps or begun.get("steps") or nano.STEPS
+    length = steps or begun.get("steps") or (nano.MORE_STEPS if more else nano.STEPS)
     chosen = begun.get("seed") if seed is None else seed
-    plan = nano.recipe(length) if chosen is None else nano.recipe(length, chosen)
+    recipe = nano.more if more else nano.recipe
+    plan = recipe(length) if chosen is None else recipe(length, chosen)
     concepts = _concepts(folder, say)
-    tokenizer = _tokenizer(folder, concepts, say)
+    begin = None
+    if more:
+        begin, tokenizer = nano.embedded()
+    else:
+        tokenizer = _tokenizer(folder, concepts, say)
     (folder / "run.json").write_text(
         json.dumps({"steps": length, "seed": plan.seed}) + "\n", encoding="utf-8"
     )
-    say(f"nano-colbert: {length:,} steps, in {folder}; Ctrl-C keeps a checkpoint to go on from")
+    name = "nano-colbert-more" if more else "nano-colbert"
+    say(f"{name}: {length:,} steps, in {folder}; Ctrl-C keeps a checkpoint to go on from")
     model = nano.train(
         plan,
         folder,
         tokenizer,
         concepts,
         held_out(),
+        begin=begin,
         until=until,
         device=device,
         workers=workers,
@@ -119,6 +162,7 @@ def _card() -> str:
     from lfm2_retrieval.corpus.sources import (
         CLDR_LICENCE,
         HELD_OUT_PACKAGES,
+        MORE_SOURCES,
         SOURCES,
         requirements,
     )
@@ -126,7 +170,7 @@ def _card() -> str:
     pinned = requirements()
     rows = [
         f"| {source.package} | {pinned[source.package]} | {source.licence} |"
-        for source in SOURCES
+        for source in (*SOURCES, *MORE_SOURCES)
         if source.package not in HELD_OUT_PACKAGES
     ]
     names = [f"| {name} | {pinned[name]} | {CLDR_LICENCE} |" for name in ("Babel", "emoji")]
@@ -164,5 +208,8 @@ def _begun(folder: Path) -> dict[str, int]:
         ) from None
 
 
-RECIPES: Mapping[str, Recipe] = {"nano-colbert": train_nano_colbert}
+RECIPES: Mapping[str, Recipe] = {
+    "nano-colbert": train_nano_colbert,
+    "nano-colbert-more": train_nano_colbert_more,
+}
 """What `train` can make, by name."""

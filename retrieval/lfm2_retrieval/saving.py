@@ -55,7 +55,7 @@ def save_retriever(
     save_checkpoint(
         folder,
         encoder.backbone.state_dict(),  # the names of a bare `Lfm2Model` are ours
-        {**encoder.config, **_architecture(spec), "dtype": dtype},
+        {**_config(encoder), **_architecture(spec), "dtype": dtype},
         copy_from=encoder.folder,
         extra_files={
             **side_files(spec, dense, hidden=encoder.backbone.config.hidden_size),
@@ -113,6 +113,14 @@ def side_files(
         source = resources.files("lfm2_retrieval").joinpath("remote_model.py")
         files[f"{_REMOTE}.py"] = source.read_text(encoding="utf-8")
     return files
+
+
+def _config(encoder: Encoder) -> dict[str, Any]:
+    """The encoder's own; where weights are packed, it says of which model."""
+    from lfm2_retrieval.encoder import PACKED_FROM
+
+    config = {key: value for key, value in encoder.config.items() if key != PACKED_FROM}
+    return {**config, PACKED_FROM: encoder.origin} if encoder.packed else config
 
 
 def _settings(spec: RetrieverSpec) -> dict[str, Any]:

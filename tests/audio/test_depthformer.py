@@ -14,6 +14,9 @@ from lfm2_audio.config import AudioConfig
 from lfm2_audio.depthformer import Codebook, Depthformer, rotate_pairs
 from lfm2_audio.frames import FrameEmbedding, FrameEncoder, frame_identities
 from lfm2_mm.errors import InputError
+from lfm2_mm.kernels import native
+from lfm2_mm.quantize.fitting import fit
+from lfm2_mm.quantize.recipes import recipe
 from tests.audio import official
 
 CONFIG = AudioConfig.from_dict(official.CONFIG)
@@ -238,3 +241,38 @@ def test_what_are_no_frames_is_refused(frames: Tensor, said: str) -> None:
     with pytest.raises(InputError, match="frames of speech") as caught:
         FrameEncoder(embedding(), token_id=0).prepare({"frames": frames})
     assert said in str(caught.value)
+
+
+def packed() -> Depthformer:
+    module = made()
+    schemes = recipe("int8").backbone
+    left = fit(module, module.state_dict(), schemes, dtype=torch.float32, where="here")
+    module.load_state_dict(left, strict=False)
+    return module
+
+
+@torch.inference_mode()
+def test_one_native_call_a_codebook_gives_what_the_layers_give() -> None:
+    module, plain = packed(), packed()
+    plain._steps.append(None)  # nobody looks for the native ones any more
+    frames, scores = walked(module, hidden())
+    wanted, by_layers = walked(plain, hidden())
+    assert torch.equal(frames, wanted)
+    torch.testing.assert_close(scores, by_layers, atol=CLOSE, rtol=1e-4)
+    assert (module._steps[0] is not None) == (native.library() is not None)
+    alone, _ = walked(module, hidden()[1:2])
+    assert torch.equal(alone, frames[1:2])
+
+
+@torch.inference_mode()
+def test_packed_codes_are_nearly_as_likely_as_before() -> None:
+    seen = whole()(hidden(), official.golden("depthformer")["frames"])
+    rounded = packed()(hidden(), official.golden("depthformer")["frames"])
+    assert torch.cosine_similarity(seen, rounded, dim=-1).min() > 0.99
+
+
+def test_a_depthformer_that_is_not_packed_has_no_native_step() -> None:
+    module = made()
+    with torch.inference_mode():
+        walked(module, hidden())
+    assert module._steps == [None]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import lfm2_mm
-from lfm2_audio import nano, nano_voice
+from lfm2_audio import nano, nano_answers, nano_judge, nano_voice
 from lfm2_audio.config import END_OF_AUDIO
 from lfm2_audio.griffin_lim import GriffinLim, GriffinLimConfig
 from lfm2_audio.model import AudioModel
@@ -223,4 +223,30 @@ def test_going_on_from_the_embedded_model(
     RECIPES["nano-audio-more"](tmp_path, steps=30, say=lambda _: None)
     start = calls[0][1]["start"]
     assert isinstance(start, nano.Recogniser)
-    assert set(RECIPES) == {"nano-audio", "nano-audio-more", "nano-audio-voice"}
+    names = ("", "-more", "-voice", "-answers", "-judge")
+    assert set(RECIPES) == {f"nano-audio{name}" for name in names}
+
+
+def test_answers_and_a_judge_are_recipes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[dict[str, Any]] = []
+
+    def answers(start: nano_voice.Speaker, out: Path, data: Path, **params: Any) -> Any:
+        made.append(params)
+        return start
+
+    def judging(out: Path, data: Path, **params: Any) -> nano_judge.Judge:
+        made.append(params)
+        return nano_judge.Judge()
+
+    monkeypatch.setattr(nano, "locate", lambda name: SimpleNamespace(folder=folder))
+    monkeypatch.setattr(nano, "codec", lambda folder, say: codec())
+    monkeypatch.setattr(nano_answers, "train_answers", answers)
+    monkeypatch.setattr(nano_judge, "train_judge", judging)
+    model = RECIPES["nano-audio-answers"](tmp_path / "a", steps=3, say=lambda _: None)
+    assert (model / "model.safetensors").is_file()
+    kept = RECIPES["nano-audio-judge"](tmp_path / "b", seed=5, say=lambda _: None)
+    assert kept == tmp_path / "b" / nano_judge.FILE and kept.is_file()
+    seeds = [(params["steps"], params["seed"]) for params in made]
+    assert seeds == [(3, nano_answers.SEED), (nano_judge.STEPS, 5)]

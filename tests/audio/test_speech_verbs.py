@@ -28,7 +28,7 @@ RATE = 16000
 class Scripted:
     """Hears how long a piece is, and says a tone of a tenth of a second for each word."""
 
-    name = "scripted"
+    name, folder = "scripted", Path("no-such-folder")
     codec = SimpleNamespace(rate=24000)
 
     def __init__(self) -> None:
@@ -369,8 +369,9 @@ def test_the_demo_transcribes_and_answers(monkeypatch: pytest.MonkeyPatch, tmp_p
     out = tmp_path / "out"
     out.mkdir()
     answers = list(demo.run(1, out, model=Scripted()))  # type: ignore[arg-type]
-    assert [a.right for a in answers] == [True, False, True]
+    assert [a.right for a in answers] == [True, False, True, False]
     assert answers[2].files == ("question-answer.wav",)
+    assert answers[3].question == "What is said? (heard by the model itself)"
     assert read_audio(out / "question-answer.wav").duration == pytest.approx(0.2)
     assert "0.2 s of speech in question-answer.wav" in answers[2].answer
 

@@ -40,6 +40,8 @@ def fake_python(folder: Path, *, prompt_tokens: int = 90) -> str:
         "    answer = {}\n"
         "    if request['do'] == 'load':\n"
         "        answer['versions'] = {sys.argv[2]: '1.0'}\n"
+        "    if request['do'] == 'see':\n"
+        "        answer = {'seconds': 0.3 if peer else 0.1}\n"
         "    if request['do'] == 'ask':\n"
         "        second = request['tokens'] == 1\n"
         "        answer = {'first_token': 2.0 if peer else 0.1 if second else 0.4,\n"
@@ -96,6 +98,21 @@ def test_a_written_checkpoint_loads_and_answers(tiny: Path, tmp_path: Path) -> N
     assert answer.done.usage.attachment_tokens == work(SHAPES["tiny"], 96, 64).tokens
 
 
+def test_a_checkpoint_drawn_packed_loads_and_answers(tmp_path: Path) -> None:
+    import lfm2_mm
+    from lfm2_mm.quantize.layers import PackedLinear
+
+    write_checkpoint(SHAPES["tiny"], tmp_path / "packed", quantize="int4")
+    model = lfm2_mm.load(tmp_path / "packed")
+    tower = model.parts["model.vision_tower.vision_model."]
+    layer = tower.encoder.layers[0].mlp.fc1
+    assert isinstance(layer, PackedLinear) and layer.weight.scheme == "int8"
+    assert model.backbone.layers[0].feed_forward.w1.weight.scheme == "int4-g32"
+    image = draw_images([(96, 64)], tmp_path)["96x64"]
+    assert model.ask("What?", images=[image], max_tokens=2).done.usage.completion_tokens == 2
+    assert 0.3 < float(layer.weight.dense().std()) * 32**0.5 < 1.2
+
+
 def test_drawn_images_have_their_sizes_and_formats(tmp_path: Path) -> None:
     from PIL import Image
 
@@ -115,16 +132,20 @@ def test_our_side_serves_forgets_and_survives_a_failure(tiny: Path, tmp_path: Pa
         {"do": "load", "folder": str(tiny), "threads": 1},
         question,
         {**question, "question": "Which?", "tokens": 1},
+        {"do": "see", "rows": 4, "columns": 6},
         {"do": "forget"},
         {**question, "image": str(tmp_path / "none.png")},
         {"do": "dance"},
     ]
     side, out = Ours(), io.StringIO()
     serve(side, io.StringIO("".join(json.dumps(r) + "\n" for r in requests)), out)
-    loaded, first, second, forgot, failed, danced = map(json.loads, out.getvalue().splitlines())
+    loaded, first, second, saw, forgot, failed, danced = map(
+        json.loads, out.getvalue().splitlines()
+    )
     assert set(loaded["versions"]) == {"lfm2_mm", "torch"}
     assert (first["tokens"], second["tokens"]) == (3, 1)
     assert first["prompt_tokens"] > 64 and first["first_token"] > 0 < first["peak_bytes"]
+    assert saw["seconds"] > 0
     assert forgot == {} and len(side.model.engine.prefixes) == 0
     assert failed["error"].startswith("ImageError: ") and "none.png" in failed["error"]
     assert danced == {"error": "there is no request 'dance'"}
@@ -180,7 +201,22 @@ def test_ratios_and_targets_come_out_right(tmp_path: Path, monkeypatch: pytest.M
     assert "| 256x256 | first token, s | 0.400 | 2.000 | 5.00 | 2.5, reached |" in text
     assert "| all | peak memory, MiB | 400 | 300 | 0.75 | 1, missed |" in text
     assert json.loads(json.dumps(found.to_dict()))["rows"][0]["reached"] is True
-    assert len(found.measurements) == 8
+    assert "| 1024 patches | vision tower, s | 0.100 | 0.300 | 3.00 |  |" in text
+    assert len(found.measurements) == 12
+
+
+def test_packed_weights_have_targets_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = fake_python(tmp_path)
+    monkeypatch.setattr(sys, "executable", python)
+    plan = Plan(
+        shapes="tiny", sizes=((256, 256),), rounds=1, tokens=5, quantize="int8", peer_python=python
+    )
+    text = measure(plan).markdown()
+    assert "random weights, ours int8, theirs bf16" in text
+    assert "| 256x256 | first token, s | 0.400 | 2.000 | 5.00 | 3.5, reached |" in text
+    assert "| 1024 patches | vision tower, s | 0.100 | 0.300 | 3.00 | 2, reached |" in text
 
 
 def test_sides_that_see_different_prompts_are_not_compared(

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from lfm2_evals.bench.audio import AudioBench, Plan
 from lfm2_evals.bench.rounds import Measurement
 from lfm2_evals.bench.speech_shapes import SHAPES, Reading, write_checkpoint
 from lfm2_evals.commands import bench
+from lfm2_mm.checkpoint import Checkpoint
 from lfm2_mm.errors import SettingError
 
 READING = Reading(backbone=1_000_000_000, head=100_000_000, depth=200_000_000, codec=80_000_000)
@@ -51,14 +51,14 @@ def test_bytes_of_a_second_of_speech_are_counted_by_steps() -> None:
 
 def test_the_report_says_what_was_reached_and_what_bounds_it() -> None:
     text = report(Plan()).markdown()
-    assert "| real-time factor of interleaved speech | 0.80 | at most 0.8, reached |" in text
-    assert "| first audio after a question, s | 0.50 | at most 0.8, reached |" in text
+    assert "| real-time factor of interleaved speech | 0.80 | at most 0.7, missed |" in text
+    assert "| first audio after a question, s | 0.50 | at most 0.6, reached |" in text
     assert "| seconds transcribed per second | 5.00 |" in text
     assert "reads 22.0 GB of weights; this machine's memory gives 100.0 GB/s" in text
     assert "at least 0.22 s. Measured: 0.80 s, 28 % of it explained by memory." in text
     value = report(Plan()).to_dict()
     json.dumps(value)
-    assert value["rows"][0]["reached"] is True and value["floor"] == pytest.approx(0.22, abs=0.01)
+    assert value["rows"][0]["reached"] is False and value["floor"] == pytest.approx(0.22, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -132,10 +132,11 @@ def test_the_verb_prints_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(audio, "measure", measure)
     words = ["audio", "--shapes", "tiny", "--rounds", "2", "--quantize", "int8", "-q"]
+    words += ["--keep", str(tmp_path / "kept")]
     result = CliRunner().invoke(bench, [*words, "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("# Speech at the tiny shapes, random weights, int8")
-    assert plans[0] == Plan(shapes="tiny", rounds=2, quantize="int8")
+    assert plans[0] == Plan(shapes="tiny", rounds=2, quantize="int8", keep=tmp_path / "kept")
     assert json.loads((tmp_path / "bench-audio.json").read_text())["facts"]
     assert (tmp_path / "bench-audio.md").read_text() == result.stdout
     shown = CliRunner().invoke(bench, [*words, "--json"])
@@ -167,15 +168,23 @@ class Near:
     def __exit__(self, *_: object) -> None: ...
 
 
-def test_all_together(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        audio, "write_checkpoint", lambda shapes, folder: shutil.copytree(checkpoint, folder)
-    )
+def test_all_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "Worker", Near)
     monkeypatch.setattr(speech_worker, "bandwidth", lambda: 1e9)
-    plan = Plan(shapes="tiny", rounds=1, threads=1, quantize="none", frames=3, recording=1.0)
+    plan = Plan(shapes="tiny", rounds=1, threads=1, frames=3, recording=1.0, keep=tmp_path)
     result = audio.measure(plan)
     assert [row.what.split(" ")[0] for row in result.rows][:2] == ["real-time", "first"]
     assert all(row.value.median >= 0 for row in result.rows)
-    assert result.bandwidth == 1e9 and result.bytes_per_second > 1e6
+    assert result.bandwidth == 1e9 and result.bytes_per_second > 1e5
     assert result.measurements[0].values["cached"] > 10
+    folder = tmp_path / "speech-tiny-int4"
+    assert json.loads((folder / "config.json").read_text())["quantization_config"]["recipe"]
+    names = Checkpoint.open(folder).names
+    for part in ("lfm.layers.0.feed_forward.w1", "depth_embeddings.0.embedding"):
+        assert f"{part}.weight.codes" in names
+
+    def rewritten(*_: Any, **__: Any) -> None:
+        raise AssertionError("what is kept is not written again")
+
+    monkeypatch.setattr(audio, "write_checkpoint", rewritten)
+    assert audio.measure(plan).reading == result.reading

@@ -122,6 +122,30 @@ def test_ratios_and_targets_come_out_right(
     assert len(found.measurements) == 12
 
 
+def test_packed_weights_are_drawn_and_have_targets_of_their_own(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = fake_python(tmp_path)
+    monkeypatch.setattr(sys, "executable", python)
+    plan = Plan(
+        shapes="tiny",
+        sets=("512",),
+        documents=2,
+        rounds=1,
+        quantize="int8",
+        peer_python=python,
+        checkpoint=tmp_path / "checkpoint",
+    )
+    found = measure(plan)
+    assert [one.target for one in found.sets] == [1.3]
+    assert "random weights, ours int8, theirs bf16" in found.markdown()
+    side = encoders.Ours()
+    side.load(str(tmp_path / "checkpoint-int8"), 1)
+    assert side.model.packed
+    texts, lengths = draw("mixed", 3)
+    assert [len(one) for one in side.encode(texts)] == lengths
+
+
 def test_sides_that_see_other_tokens_are_not_compared(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -148,9 +148,26 @@ def test_the_whole_benchmark_on_a_few_passages() -> None:
     assert json.loads(json.dumps(result.to_dict()))["plan"]["passages"] == 60
 
 
+def test_our_index_is_kept_and_used_again(tmp_path: Path) -> None:
+    plan = Plan(passages=60, corpus=None, queries=2, rounds=2, threads=1, sides=(), keep=tmp_path)
+    first = measure(plan)
+    (kept,) = tmp_path.iterdir()
+    assert (kept / "built.json").exists() and (kept / "index").is_dir()
+    assert "index" not in first.facts
+    again = measure(plan)
+    assert again.facts["index"].startswith("kept from an earlier run")
+    assert again.sides[0].build == first.sides[0].build > 0
+    # who begins changes from query to query and from round to round
+    order = [one.side for one in again.measurements][::2]
+    assert order == ["lfm2_mm", "exact", "exact", "lfm2_mm"]
+    assert [one.round for one in again.measurements][::2] == [0, 0, 1, 1]
+    assert {"cpu_seconds", "faults", "seconds", "peak_bytes"} <= set(again.measurements[0].values)
+
+
 def test_targets_hold_for_a_hundred_thousand_passages_of_text() -> None:
     def side(name: str, p50: float, **more: Any) -> SideResult:
         common = {"recall": 0.98, "build": 1.0, "build_memory": 1.0, "memory": 1.2}
+        common["slowest"] = (90.0, 30.0, 250.0)
         return SideResult(name=name, p50=p50, p95=p50, **{**common, **more})
 
     result = RetrievalBench(
@@ -165,6 +182,8 @@ def test_targets_hold_for_a_hundred_thousand_passages_of_text() -> None:
     reached = {name: ok for name, (_, _, ok) in result.targets().items()}
     assert reached == {"p50": True, "sooner": False, "recall": True, "bytes": True, "memory": True}
     assert "Target sooner: 9 of 10, missed." in result.markdown()
+    assert "slowest twentieth: 90.0 ms, of which 30.0 ms of CPU time" in result.markdown()
+    assert "and 250 page faults that waited for the disk" in result.markdown()
     assert "With the query's encoding: p50 41.0 ms, p95 52.0 ms." in result.markdown()
 
 

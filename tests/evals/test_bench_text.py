@@ -183,6 +183,7 @@ def found() -> TextBench:
         plan=Plan(sides=tuple(values), cases=("prefill 512", "decode"), llama_python="x"),
         facts={"processor": "p"},
         memory_rate=40e9,
+        int8_rate=1e12,
         loading={side: 0.5 for side in values},
         measurements=[
             Measurement(0, side, case, numbers)
@@ -195,6 +196,8 @@ def found() -> TextBench:
 def test_rates_shares_and_ratios() -> None:
     report = found().markdown()
     assert "| prefill 512 | ours int4 | 512.0 |" in report
+    done = 2 * 512 * weights_per_token(TEXT_SHAPES["350m"])[0]
+    assert f"| {done / 1e9:.0f} | {done / 1e10:.0f} % |" in report
     assert "| prefill 512 | ours int4 / llama.cpp Q4_0 | 2.50 | 2, reached |" in report
     needed = bytes_per_token(TEXT_SHAPES["350m"], "int4")
     speed, share = needed * 128 / 1e9, 100 * needed * 128 / 40e9
@@ -222,7 +225,7 @@ def test_a_peer_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(MissingExtra) as error:
         measure(plan)
     assert str(error.value) == (
-        f"{sys.executable!r} cannot import llama_cpp; install it there (make bench-peers does), "
+        f"{sys.executable!r} cannot import llama_cpp; install it there (make bench-text does), "
         "name another interpreter, or leave the side out with --side"
     )
     assert not (tmp_path / "models").exists()

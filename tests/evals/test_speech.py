@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lfm2_audio.speech import synthesis
 from lfm2_audio.speech.voices import Voice
 from lfm2_audio.waveform import Audio
-from lfm2_evals import speech
+from lfm2_evals import commands, speech
 from lfm2_evals.commands import evaluate as verb
 from lfm2_evals.speech import FLOOR, TIERS, Run, evaluate, plain, utterances
 from lfm2_evals.speech_report import SpeechReport
@@ -168,8 +168,10 @@ def test_the_verb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(speech, "utterances", lambda tier, count: spoken(*texts[:count]))
     monkeypatch.setattr(speech, "aloud", lambda model, count: spoken(*texts[:count]))
     model = Knowing({1000 + i: text for i, text in enumerate(texts)})
+    monkeypatch.setattr(commands, "_judge", lambda: model)
     monkeypatch.setattr("lfm2_audio.opening.load_audio_model", lambda params: model)
-    arguments = ["speech", "--tier", "all", "--count", "4", "--out", str(tmp_path), "-q"]
+    tiers = [part for tier in TIERS for part in ("--tier", tier)]
+    arguments = ["speech", *tiers, "--count", "4", "--out", str(tmp_path), "-q"]
     result = CliRunner().invoke(verb, arguments)
     assert result.exit_code == 0, result.output
     for title in TIERS.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,23 @@ def test_the_fingerprint_follows_what_is_stored(tmp_path: Path) -> None:
     tensors["linear.weight"][0, 0] += 1
     save_file(tensors, path)
     assert len({own, rules, load(tmp_path / "it").fingerprint}) == 3
+
+
+def test_a_packed_model_is_known_as_what_it_was_packed_from(tmp_path: Path) -> None:
+    own = encoder("causal").fingerprint
+    for form, wanted in (("int8", own), ("int4", f"{own}-int4")):
+        on_the_fly = load(folder("causal"), quantize=form)
+        assert on_the_fly.fingerprint == wanted and on_the_fly.packed
+        on_the_fly.save(tmp_path / form)
+        again = load(tmp_path / form)
+        assert again.fingerprint == wanted and again.origin == own
+        mine, other = (net.encode_documents(DOCUMENTS)[0] for net in (again, on_the_fly))
+        assert torch.equal(mine, other)
+    assert not encoder("causal").packed
+    said = json.loads((tmp_path / "int8" / "config.json").read_text("utf-8"))
+    assert said["packed_from"] == own
+    edit(tmp_path / "int8", "config.json", packed_from="mine")
+    assert load(tmp_path / "int8").fingerprint not in (own, "mine")
 
 
 def test_pooled_documents_are_shorter() -> None:

@@ -435,6 +435,21 @@ def test_an_index_of_another_model_is_refused_with_both_names(tmp_path: Path) ->
     Index.open(tmp_path / "i", WordEncoder("renamed")).add_texts(["a"])
 
 
+def test_an_index_of_the_same_model_in_fewer_bits_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    four = WordEncoder("small", "0123456789abcdef-int4")
+    Index.open(tmp_path / "whole", WordEncoder())
+    with pytest.raises(IndexMismatch) as caught:
+        Index.open(tmp_path / "whole", four)
+    assert str(caught.value).endswith(
+        "was made by the model 'words' in full precision or 8 bits, and 'small' is the same model "
+        "in int4, whose vectors rank otherwise; open it with quantize=int8 or none, or make a new "
+        "index"
+    )
+    Index.open(tmp_path / "four", four).add_texts(["a"])
+    with pytest.raises(IndexMismatch, match="in int4, and 'words' is the same .* quantize=int4, "):
+        Index.open(tmp_path / "four", WordEncoder())
+
+
 def test_an_index_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(IndexFault, match=r"there is no index at .*; check the path or add to it"):
         Index.open(tmp_path / "i", create=False)
@@ -565,7 +580,7 @@ def test_a_damaged_manifest_is_detected_and_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"version": 9}, IndexMismatch, "has format version 9, but this program reads version 2"),
+        ({"version": 9}, IndexMismatch, "has format version 9, but this program reads 2 to 3;"),
         ({"format": "zip"}, CorruptIndex, "is no manifest"),
         ({"segments": [{"name": "../x"}]}, CorruptIndex, "is no manifest"),
     ],

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lfm2_mm.errors import CorruptIndex, SettingError
+from lfm2_mm.kernels import search as fast
 from lfm2_retrieval.index import kernels
 from lfm2_retrieval.index.codec import Codebook, Reservoir, code_dtype, n_centroids
 from lfm2_retrieval.index.manifest import Codes
@@ -62,6 +63,7 @@ def test_what_is_encoded_comes_back_nearly(bits: int) -> None:
     np.testing.assert_allclose(np.linalg.norm(back, axis=1), 1, rtol=1e-5)
     cosines = np.einsum("td,td->t", back, rows)
     assert cosines.mean() > {2: 0.985, 4: 0.995, 8: 0.9995}[bits]
+    assert book.axes is None  # these tokens differ alike along all axes
     # a bucket holds what lies between its cutoffs, in the order of the dimensions
     residual = rows[0] - book.centroids[codes[0]]
     buckets = np.searchsorted(book.cutoffs, residual / np.sqrt((residual**2).mean()), side="right")
@@ -86,6 +88,80 @@ def test_the_scale_helps_where_some_tokens_are_near_and_some_far() -> None:
     assert lost[1::2].sum() < 0.12 * left[1::2].sum()
 
 
+def skewed(count: int, dim: int = 32) -> np.ndarray:
+    """Tokens around 16 topics, spread as unevenly along hidden axes as real ones are."""
+    source = np.random.default_rng(8)
+    topics = unit(source.standard_normal((16, dim)).astype(np.float32))
+    turn, _ = np.linalg.qr(source.standard_normal((dim, dim)))
+    spread = np.geomspace(1, 0.02, dim) * turn
+    noise = source.standard_normal((count, dim)) @ spread.T * 0.12
+    return unit((topics[source.integers(0, 16, count)] + noise).astype(np.float32))
+
+
+def along_dimensions(book: Codebook, rows: np.ndarray) -> Codebook:
+    """The same codebook as format version 2 had it: 4 bits of each dimension of the vectors."""
+    rest = rows - book.centroids[book.assign(rows)]
+    sizes = np.sqrt((rest**2).mean(1, keepdims=True))
+    weights = np.quantile(rest / sizes, (np.arange(16) + 0.5) / 16).astype(np.float32)
+    return Codebook(book.centroids, (weights[1:] + weights[:-1]) / 2, weights, book.scales)
+
+
+def test_axes_have_the_bits_where_tokens_differ() -> None:
+    rows = skewed(6000)
+    book = Codebook.train(rows.copy(), 256, 4)
+    assert book.axes is not None
+    axes = book.axes.directions
+    spread = np.linalg.norm(axes, axis=0)
+    assert (np.diff(spread) <= 1e-6).all()
+    product = (axes / spread).T @ (axes / spread)
+    np.testing.assert_allclose(product, np.eye(len(axes)), atol=1e-4)
+    old = along_dimensions(book, rows)
+    assert old.residual_bytes == book.residual_bytes == 17
+    lost = [np.square(b.decode(*b.encode(rows)) - rows).sum(1).mean() for b in (book, old)]
+    assert lost[0] < 0.6 * lost[1]
+    # the first quarter is read to 6 bits, the last to 2
+    rest = rows - book.centroids[book.assign(rows)]
+    rest /= np.sqrt((rest**2).mean(1, keepdims=True))
+    packed, values = book._buckets_of(rest)
+    error = np.abs(book.axes.places(rest) - book.axes.places(values)).mean(0)
+    assert error[:8].mean() < 0.6 * error[8:24].mean() < 0.3 * error[24:].mean()
+    np.testing.assert_array_equal(values, book.levels.values(packed))
+
+
+def test_the_kernel_for_4_bits_scores_what_axes_hold_but_for_the_last_bits() -> None:
+    rows = skewed(3000)
+    book = Codebook.train(rows.copy(), 256, 4)
+    codes, packed = book.encode(rows)
+    starts, counts = layout([20] * 150)
+    query = fast.filled(rows[::200])
+    scores = query @ book.centroids.T
+    ready = fast.ResidualQuery.prepare(
+        book.in_basis(query), np.ascontiguousarray(scores.T), book.weights, book.scales
+    )
+    found = fast.residual_maxsim(ready, codes, packed, starts, counts)
+    near = kernels.residual_maxsim(
+        query, book.centroids, codes, packed, book.levels, book.scales, starts, counts
+    )
+    assert np.corrcoef(found, near)[0, 1] > 0.99
+    assert set(np.argsort(-near)[:5]) <= set(np.argsort(-found)[:15])
+
+
+def test_an_older_codebook_is_read_without_axes(tmp_path: Path) -> None:
+    rows = skewed(500)
+    new = Codebook.train(rows.copy(), 256, 4)
+    old = along_dimensions(new, rows)
+    for name, book in (("new", new), ("old", old)):
+        stored = book.write(tmp_path / "codebooks" / name)
+        codes = Codes(name=name, centroids=len(book.centroids), trained_tokens=1, files=stored)
+        back = Codebook.read(tmp_path, codes, 32, 4)
+        assert ("axes.bin" in stored) is (back.axes is not None) is (name == "new")
+        for one, other in zip(back.encode(rows), book.encode(rows), strict=True):
+            np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(
+            back.decode(*back.encode(rows)), book.decode(*book.encode(rows))
+        )
+
+
 def test_residual_maxsim_is_that_of_the_decoded_tokens() -> None:
     rows = np.concatenate(corpus(30))
     book = Codebook.train(rows.copy(), len(rows), 4)
@@ -93,7 +169,7 @@ def test_residual_maxsim_is_that_of_the_decoded_tokens() -> None:
     starts, counts = layout([10, 1, 25, 10])
     query = corpus(1, seed=9)[0]
     found = kernels.residual_maxsim(
-        query, book.centroids, codes, packed, book.weights, book.scales, starts, counts
+        query, book.centroids, codes, packed, book.levels, book.scales, starts, counts
     )
     back = book.decode(codes, packed)
     wanted = [maxsim(query, back[a : a + n]) for a, n in zip(starts, counts, strict=True)]

@@ -140,9 +140,10 @@ def test_names_and_dates_come_in_all_languages() -> None:
 
 
 def test_only_permissive_licences_are_read() -> None:
-    assert {source.licence for source in sources.SOURCES} <= PERMISSIVE
+    every = (*sources.SOURCES, *sources.MORE_SOURCES)
+    assert {source.licence for source in every} <= PERMISSIVE
     pinned = sources.requirements()
-    assert {source.package for source in sources.SOURCES} | {"Babel", "emoji"} == set(pinned)
+    assert {source.package for source in every} | {"Babel", "emoji"} == set(pinned)
     assert all(pinned.values())
     assert set(sources.HELD_OUT_PACKAGES) < set(pinned)
     assert set(sources.HELD_OUT_FRAMES) < set(frames.frames())
@@ -155,6 +156,38 @@ def test_a_missing_package_is_named_with_the_command(tmp_path: Path) -> None:
         "the training texts need the package apache-airflow-core 3.3.2, but none is installed; "
         "run `pip install --no-deps --target"
     )
+
+
+def test_packages_of_npm_are_read_where_they_are_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned = {"packages.txt": {}, "packages-npm.txt": {"@a/b": "1.2"}}
+    monkeypatch.setattr(sources, "_pinned", pinned.__getitem__)
+    with pytest.raises(MissingExtra, match="npm package @a/b 1.2, but none is there; unpack `npm"):
+        sources.find_packages([str(tmp_path)])
+    where = tmp_path / "node_modules" / "@a" / "b"
+    for name, text in (("en", "Save it"), ("zhCN", "保存"), ("ptBR", "Salvar")):
+        path = where / "src" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"save": text}), encoding="utf-8")
+    (where / "package.json").write_text(json.dumps({"version": "1.1"}))
+    with pytest.raises(MissingExtra, match=r"@a/b 1\.2, but version 1\.1 is there"):
+        sources.find_packages([str(tmp_path)])
+    (where / "package.json").write_text(json.dumps({"version": "1.2"}))
+    (found,) = sources.find_packages([str(tmp_path)]).values()
+    files = sources.package_files(found, "src")
+    assert [name for name, _ in files] == ["src/en.json", "src/ptBR.json", "src/zhCN.json"]
+    assert list(messages(files)) == [{"en": "Save it", "pt": "Salvar", "zh": "保存"}]
+
+
+def test_what_is_held_out_is_never_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"en": build.held_out()[0].texts["en"].upper(), "de": "x"}
+    said = [("WTForms", told), ("WTForms", {"en": "A new one", "de": "y"})]
+    monkeypatch.setattr(build, "find_packages", lambda folders: {})
+    monkeypatch.setattr(build, "_every", lambda packages, seed: iter(said))
+    train, kept = build.build([], say=lambda text: None)
+    assert [concept.texts["en"] for concept in train] == ["A new one"]
+    assert kept == []
 
 
 def test_the_committed_half_is_held_out() -> None:

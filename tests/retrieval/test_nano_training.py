@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from lfm2_retrieval import nano
 from lfm2_retrieval.corpus.build import Concept
 from lfm2_retrieval.corpus.tokenizer import train_tokenizer
 from lfm2_retrieval.pairs import Batches, Mix, Tokenized
-from lfm2_retrieval.recipes import RECIPES, train_nano_colbert
+from lfm2_retrieval.recipes import RECIPES, train_nano_colbert, train_nano_colbert_more
 from lfm2_retrieval.scoring import maxsim
 from lfm2_retrieval.start import shared_space
 from lfm2_retrieval.training import (
@@ -136,6 +137,66 @@ def test_no_two_texts_of_a_batch_say_the_same(batches: Batches) -> None:
         assert len(set(asked)) == len(asked)
 
 
+def varied(tokenizer: Tokenizer, **mix: float) -> Batches:
+    return Batches(
+        Tokenized(concepts(), tokenizer),
+        steps=50,
+        seed=1,
+        mix=Mix(most=12, passage_every=0, mixed=0.0, **mix),  # type: ignore[arg-type]
+        prefixes=nano.prefixes(tokenizer),
+        skipped=frozenset(),
+    )
+
+
+def test_varied_texts_lose_tokens_or_are_spelt_in_smaller_pieces(tokenizer: Tokenizer) -> None:
+    plain = varied(tokenizer)
+    split = varied(tokenizer, varied=1.0, split=1.0)
+    one, other = plain[3], split[3]
+    for a, b in ((one.queries, other.queries), (one.documents, other.documents)):
+        assert len(a.ids) == len(b.ids)
+        assert b.mask.sum() > a.mask.sum()
+        for row, pieces, mask, held in zip(a.ids, b.ids, a.mask, b.mask, strict=True):
+            texts = [tokenizer.decode(ids.tolist()) for ids in (row[mask], pieces[held])]
+            assert texts[0] == texts[1]
+    batches, long = varied(tokenizer, dropped=0.5), [1, *range(40, 60)]
+    short = batches._varied(Random(3), long)
+    assert short[0] == 1 and 4 < len(short) < 18
+    assert short == [token for token in long if token in set(short)]
+    assert batches._varied(Random(3), [1, 40, 41]) == [1, 40, 41]
+    # nothing but the begin token is left of none
+    gone = varied(tokenizer, dropped=1.0)
+    assert gone._varied(Random(3), long) == long
+
+
+def test_near_batches_share_words(tokenizer: Tokenizer) -> None:
+    def shared(batches: Batches) -> float:
+        found = []
+        for step in range(20):
+            rows = [set(row.tolist()) for row in batches[step].queries.ids]
+            found += [len(a & b) for i, a in enumerate(rows) for b in rows[:i]]
+        return sum(found) / len(found)
+
+    near, plain = varied(tokenizer, near=1.0), varied(tokenizer)
+    assert shared(near) > shared(plain)
+    for step in range(20):
+        rows = [tuple(row) for row in near[step].documents.ids.tolist()]
+        assert len(set(rows)) == len(rows) > 1
+
+
+def test_the_embedded_weights_can_be_gone_on_from() -> None:
+    model, tokenizer = nano.embedded()
+    encoder = lfm2_mm.load("nano-colbert", dtype="float32", device="cpu")
+    row = tokenizer.encode("Delete the file").ids
+    side = pad_side([[row[0], nano.prefixes(tokenizer)[0], *row[1:]]], pad=0, skipped=frozenset())
+    with torch.no_grad():
+        found = model.eval()(side)[0]
+    (wanted,) = encoder.encode_queries(["Delete the file"])
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    plan = nano.more()
+    assert plan.schedule.steps == nano.MORE_STEPS
+    assert plan.mix.near and plan.mix.dropped and plan.mix.split
+
+
 def test_passages_hold_what_is_asked_for(batches: Batches) -> None:
     batch = batches[4]
     assert len(batch.queries.ids) == 2 * len(batch.documents.ids)
@@ -179,7 +240,10 @@ def test_export_loads_and_encodes_alike(tokenizer: Tokenizer, tmp_path: Path) ->
 
 
 def test_a_run_keeps_its_length_and_seed(tmp_path: Path) -> None:
-    assert RECIPES == {"nano-colbert": train_nano_colbert}
+    assert RECIPES == {
+        "nano-colbert": train_nano_colbert,
+        "nano-colbert-more": train_nano_colbert_more,
+    }
     (tmp_path / "trainer.safetensors").write_bytes(b"")
     (tmp_path / "run.json").write_text(json.dumps({"steps": 10, "seed": 1}))
     with pytest.raises(InputError, match="has steps 10, not 20; go on without --steps, or begin"):

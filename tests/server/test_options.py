@@ -41,6 +41,7 @@ def test_keys_that_cannot_be_used(key: str) -> None:
         (["--index", "a=x", "--index", "a=y"], 1, "two indexes are named 'a'"),
         (["--port", "70000"], 2, "70000 is not in the range"),
         (["--tls-cert", __file__], 1, "TLS needs both --tls-cert and --tls-key"),
+        (["--tls-cert", __file__, "--tls-key", __file__], 1, "give PEM files that belong together"),
     ],
 )
 def test_bad_options(arguments: list[str], code: int, text: str) -> None:

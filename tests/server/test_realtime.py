@@ -411,7 +411,7 @@ BAD: list[tuple[str | bytes, str]] = [
     (event("response.create", response={"output_modalities": ["text"]}), "answers are spoken"),
     (event("response.cancel"), "no answer is on its way"),
     (event("conversation.item.create"), "item is no message"),
-    (event("conversation.item.create", item={"type": "function_call"}), "item is no message"),
+    (event("conversation.item.create", item={"type": "mcp_call"}), "item is no message"),
     (
         event("conversation.item.create", item={"role": "system", "content": []}),
         "item.role is 'system'; it is user or assistant",
@@ -480,7 +480,7 @@ def _bytes(message: str | bytes) -> bytes:
 
 def test_wishes_that_cannot_be_met_are_named(base: str) -> None:
     wish = {
-        "tools": [{"type": "function", "name": "x"}],
+        "tracing": "auto",
         "audio": {
             "input": {
                 "turn_detection": {"type": "semantic_vad"},
@@ -496,7 +496,7 @@ def test_wishes_that_cannot_be_met_are_named(base: str) -> None:
         assert session["audio"]["input"]["turn_detection"]["type"] == "server_vad"
         assert session["audio"]["input"]["transcription"] is None
         notice = caller.until("lfm2_mm.notice")["message"]
-        for name in ("tools", "semantic_vad", "noise_reduction", "transcription", "output.voice"):
+        for name in ("tracing", "semantic_vad", "noise_reduction", "transcription", "output.voice"):
             assert name in notice
 
 

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from lfm2_audio.serving.calling import Call
 from lfm2_audio.serving.schema import refused
 from lfm2_audio.serving.sounding import RATE
 from lfm2_audio.waveform import Audio
@@ -22,16 +25,25 @@ __all__ = ["Item", "item_of", "sound_of"]
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _LONGEST = 20_000  # characters
+_KINDS = ("message", "function_call", "function_call_output")
 _PARTS = {"user": ("input_text", "text"), "assistant": ("output_text", "text")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """What was put: text, or from the user sound."""
+    """What was put.
+
+    Attributes:
+        id: The client's own name for it.
+        role: Who said it.
+        content: Text, from the user also sound, from the assistant also a call.
+        shown: The item as clients see it, without its id, where it is no message.
+    """
 
     id: str | None
     role: Literal["user", "assistant"]
-    content: str | Audio
+    content: str | Audio | Call
+    shown: dict[str, Any] | None = None
 
 
 def sound_of(data: bytes) -> Audio:
@@ -40,18 +52,27 @@ def sound_of(data: bytes) -> Audio:
     return Audio(torch.from_numpy(samples), RATE)
 
 
-def item_of(event: dict[str, Any]) -> Item:
+def item_of(event: dict[str, Any], called: Callable[[str], str | None]) -> Item:
     """Read a `conversation.item.create`.
+
+    Args:
+        event: The event.
+        called: Gives the name of the function of a call by the call's id.
 
     Raises:
         ApiError: 400 naming what cannot be understood.
     """
     item = event.get("item")
-    if not isinstance(item, dict) or item.get("type", "message") != "message":
-        raise refused("item", "item is no message; items of a conversation here are messages")
+    kind = item.get("type", "message") if isinstance(item, dict) else None
+    if not isinstance(item, dict) or kind not in _KINDS:
+        raise refused("item", f"item is no message; its type must be one of {', '.join(_KINDS)}")
     id, role, parts = item.get("id"), item.get("role"), item.get("content")
     if id is not None and not (isinstance(id, str) and _ID.fullmatch(id)):
         raise refused("item.id", "item.id is no name of up to 64 letters, digits, - and _")
+    if kind == "function_call":
+        return _call(id, item)
+    if kind == "function_call_output":
+        return _output(id, item, called)
     if role not in ("user", "assistant"):
         raise refused(
             "item.role",
@@ -65,6 +86,42 @@ def item_of(event: dict[str, Any]) -> Item:
     else:
         content = _text(role, parts)
     return Item(id=id, role="user" if role == "user" else "assistant", content=content)
+
+
+def _call(id: str | None, item: dict[str, Any]) -> Item:
+    name, call_id, arguments = item.get("name"), item.get("call_id"), item.get("arguments")
+    written = arguments if isinstance(arguments, str) and len(arguments) <= _LONGEST else ""
+    try:
+        given = json.loads(written)
+    except (ValueError, RecursionError):
+        given = None
+    if not isinstance(name, str) or not _ID.fullmatch(name) or not isinstance(given, dict):
+        raise refused(
+            "item.arguments",
+            "item is no call; give the name of a function and arguments as JSON in a string",
+        )
+    if not isinstance(call_id, str) or not 1 <= len(call_id) <= 64:
+        raise refused("item.call_id", "item.call_id is no text of up to 64 characters; give one")
+    call = Call(name=name, arguments=given, call_id=call_id)
+    shown = {"type": "function_call", "name": name, "call_id": call_id, "arguments": written}
+    return Item(id=id, role="assistant", content=call, shown=shown)
+
+
+def _output(id: str | None, item: dict[str, Any], called: Callable[[str], str | None]) -> Item:
+    call_id, output = item.get("call_id"), item.get("output")
+    name = called(call_id) if isinstance(call_id, str) else None
+    if name is None:
+        raise refused(
+            "item.call_id",
+            f"item.call_id is {str(call_id)[:64]!r}, and no function was called under that id; "
+            "take it from the call's item",
+        )
+    if not isinstance(output, str) or len(output) > _LONGEST:
+        raise refused(
+            "item.output", f"item.output is no text of up to {_LONGEST:,} characters; give one"
+        )
+    shown = {"type": "function_call_output", "call_id": call_id, "output": output}
+    return Item(id=id, role="user", content=f"{name} returned: {output}", shown=shown)
 
 
 def _text(role: str, parts: list[dict[str, Any]]) -> str:

@@ -25,7 +25,8 @@ from fastapi import WebSocket
 from fastapi.responses import JSONResponse
 from starlette.websockets import WebSocketDisconnect
 
-from lfm2_audio.serving.items import Item, item_of, sound_of
+from lfm2_audio.serving.calling import Call, no_item, said_call
+from lfm2_audio.serving.items import item_of, sound_of
 from lfm2_audio.serving.listening import heard_text, threads
 from lfm2_audio.serving.remote import RemoteLoop
 from lfm2_audio.serving.schema import refused
@@ -310,7 +311,8 @@ class _Conversation:
             new = replace(new, transcription=False)
             left_out.append("audio.input.transcription")
         voice, detection = new.voice(self._voice.settings), new.detection
-        change = partial(instructed, text=new.instructions)
+        change = partial(instructed, text=new.told)
+        self._check_tools(new)
 
         def apply() -> None:
             if (new.detection is None) != (self._settings.detection is None):
@@ -319,8 +321,9 @@ class _Conversation:
                 voice,
                 automatic=detection is not None and detection.create_response,
                 max_tokens=new.max_tokens,
+                tools=new.tools,
             )
-            if new.instructions != self._settings.instructions:
+            if new.told != self._settings.told:
                 self._voice.change(change)
 
         await self._threaded(apply)
@@ -370,38 +373,49 @@ class _Conversation:
         self._tell("input_audio_buffer.cleared")
 
     async def _create_item(self, event: dict[str, Any]) -> None:
-        item: Item = item_of(event)
-        put = partial(self._voice.put, item.role, item.content, item_id=item.id)
+        item = item_of(event, self._voice.called)
+        content = item.content
+        said = said_call(self._served.model, content) if isinstance(content, Call) else content
+        put = partial(self._voice.put, item.role, said, item_id=item.id, shown=item.shown)
         await self._threaded(put)
+
+    async def _retrieve(self, event: dict[str, Any]) -> None:
+        item_id = str(event.get("item_id"))
+        item = await self._threaded(partial(self._voice.item, item_id))
+        if item is None:
+            raise no_item("item_retrieve_invalid_item_id", item_id)
+        self._tell("conversation.item.retrieved", item=item)
+
+    async def _delete(self, event: dict[str, Any]) -> None:
+        item_id = str(event.get("item_id"))
+        if not await self._threaded(partial(self._voice.delete, item_id)):
+            raise no_item("item_delete_invalid_item_id", item_id)
 
     async def _truncate(self, event: dict[str, Any]) -> None:
         item_id, end = event.get("item_id"), event.get("audio_end_ms")
         if not isinstance(item_id, str) or not isinstance(end, int) or not 0 <= end < 10**9:
             raise refused("item_id", "truncating needs item_id and audio_end_ms; give both")
         if why := await self._threaded(partial(self._voice.cut, item_id, end)):
-            raise _bad(why, "item_not_found")
+            raise _bad(why, "item_truncate_invalid_item_id")
 
     async def _respond(self, event: dict[str, Any]) -> None:
-        given = event.get("response") or {}
-        if not isinstance(given, dict):
-            raise refused("response", "response is no object; give one, or leave it out")
-        for name in ("instructions", "input", "tools", "max_output_tokens", "prompt"):
-            if given.get(name):
-                raise refused(
-                    f"response.{name}",
-                    f"response.{name} is not done for one answer; set it with session.update",
-                )
-        wanted = given.get("output_modalities", ["audio"])
-        if wanted != ["audio"] or given.get("conversation", "auto") != "auto":
-            raise refused(
-                "response", "answers are spoken, and part of the conversation; leave these out"
-            )
-        if why := await self._threaded(self._voice.respond):
+        own = self._settings.for_answer(event.get("response"))
+        self._check_tools(own)
+        respond = self._voice.respond
+        if own is not self._settings:
+            how = partial(instructed, text=own.told)
+            undo = partial(instructed, text=self._settings.told)
+            respond = partial(respond, own.tools, how, undo)
+        if why := await self._threaded(respond):
             active = why.startswith("an answer")
             raise _bad(
                 why,
                 "conversation_already_has_active_response" if active else "nothing_to_answer",
             )
+
+    def _check_tools(self, settings: SessionSettings) -> None:
+        if settings.tools.schema is not None and not hasattr(self._served.model, "engine"):
+            raise refused("tool_choice", "this model cannot be made to call; leave it at auto")
 
     async def _cancel(self, event: dict[str, Any]) -> None:
         if not await self._threaded(self._voice.cancel):
@@ -417,6 +431,8 @@ _HANDLERS: dict[str, Callable[[_Conversation, dict[str, Any]], Any]] = {
     "input_audio_buffer.commit": _Conversation._commit,
     "input_audio_buffer.clear": _Conversation._clear,
     "conversation.item.create": _Conversation._create_item,
+    "conversation.item.delete": _Conversation._delete,
+    "conversation.item.retrieve": _Conversation._retrieve,
     "conversation.item.truncate": _Conversation._truncate,
     "response.create": _Conversation._respond,
     "response.cancel": _Conversation._cancel,

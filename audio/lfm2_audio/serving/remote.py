@@ -1,16 +1,20 @@
 """The voice loop as a client at the other end of a line steers it, and the server's worker runs it.
 
 Adds to the loop what the Realtime API has and a microphone does not need: items that a client puts
-into the conversation, answers on demand, settings that change on the way. Knows no socket.
+into the conversation and takes out, answers on demand, calls of functions, settings that change on
+the way. Knows no socket.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from lfm2_audio.serving.calling import CallingAnnouncer, CallingAnswer, Tools
 from lfm2_audio.voice import events as say
 from lfm2_audio.voice.answer import Answer, Warm
 from lfm2_audio.voice.hearing import as_audio
@@ -20,12 +24,21 @@ from lfm2_audio.voice.seam import Dialogue, VoiceModel
 from lfm2_audio.voice.settings import VoiceSettings
 from lfm2_audio.waveform import Audio
 from lfm2_mm.engine import Engine
+from lfm2_mm.events import TextDelta
 
 __all__ = ["RemoteLoop"]
 
 _STEPS = 4  # of one conversation in a cycle of the worker, at most
 _WAIT = 0.02  # seconds that the worker waits for a conversation that is hearing
 _SLICE = 2400  # samples heard at a time, 100 ms
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Deleted(say.VoiceEvent):
+    """An item is no part of the conversation any more."""
+
+    type: ClassVar[str] = "conversation.item.deleted"
+    item_id: str
 
 
 class RemoteLoop(VoiceLoop):
@@ -43,6 +56,8 @@ class RemoteLoop(VoiceLoop):
         busy: Whether there is something to think, to play or to hear to its end.
     """
 
+    _answering = CallingAnswer
+
     def __init__(
         self,
         model: VoiceModel,
@@ -54,7 +69,11 @@ class RemoteLoop(VoiceLoop):
     ) -> None:
         self.automatic, self.busy = True, True
         self._on_turn = on_turn
+        self._turn_of: dict[str, Any] = {}  # what an item became, by its id
+        self._undo: Callable[[Dialogue], Dialogue] | None = None  # what held for one answer only
+        self._items = CallingAnnouncer(emit)
         super().__init__(model, conversation, settings=settings, emit=emit)
+        self._say = self._items
 
     # -- what the client says ----------------------------------------------------------------
 
@@ -64,10 +83,16 @@ class RemoteLoop(VoiceLoop):
             self.hear(samples[at : at + _SLICE], rate)
 
     def configure(
-        self, settings: VoiceSettings, *, automatic: bool, max_tokens: int | None = None
+        self,
+        settings: VoiceSettings,
+        *,
+        automatic: bool,
+        max_tokens: int | None = None,
+        tools: Tools | None = None,
     ) -> None:
         """Behave otherwise from now on."""
         with self._lock:
+            self._options["tools"] = tools or Tools()
             self.settings, self.automatic = settings, automatic
             self._turns.settings = settings.turns
             self._options.pop("max_tokens", None)
@@ -86,10 +111,11 @@ class RemoteLoop(VoiceLoop):
     def put(
         self,
         role: Literal["user", "assistant"],
-        content: str | Audio,
+        content: str | Audio | TextDelta,
         *,
         item_id: str | None = None,
         committed: bool = False,
+        shown: dict[str, Any] | None = None,
     ) -> None:
         """Put an item behind the others; an answer that is still heard is broken off.
 
@@ -98,6 +124,7 @@ class RemoteLoop(VoiceLoop):
             content: What was said.
             item_id: The client's own name for it.
             committed: Whether it came through the input buffer.
+            shown: The item as clients see it, without its id, where it is no message.
         """
         with self._lock:
             self.stop()
@@ -111,19 +138,62 @@ class RemoteLoop(VoiceLoop):
                 self._say.question(None)
             else:
                 text = content if isinstance(content, str) else None
-                shown = say.user_item(item, text=text)
-                if role == "assistant":
-                    shown = say.assistant_item(item, "completed", text)
+                row = say.user_item(item, text=text)
+                if shown is not None:
+                    row = {"id": item, "object": "realtime.item", "status": "completed", **shown}
+                elif role == "assistant":
+                    row = say.assistant_item(item, "completed", text)
                 before, self._say.last_item = self._say.last_item, item
-                self._say.tell(say.ItemAdded, item=shown, previous_item_id=before)
-                self._say.tell(say.ItemDone, item=shown, previous_item_id=before)
+                self._say.tell(say.ItemAdded, item=row, previous_item_id=before)
+                self._say.tell(say.ItemDone, item=row, previous_item_id=before)
             if role == "user":
                 self._stand(self._settled.user(content))
             else:
                 self._stand(self._settled.assistant([content]))
 
-    def respond(self) -> str | None:
-        """Answer what was said; returns a sentence where there is nothing to be answered."""
+    def item(self, item_id: str) -> dict[str, Any] | None:
+        """An item as it stands; None if there is none of this id."""
+        with self._lock:
+            self._settle()
+            return self._items.items.get(item_id)
+
+    def called(self, call_id: str) -> str | None:
+        """Name of the function of a call; None if there is no such call."""
+        with self._lock:
+            for item in self._items.items.values():
+                if item["type"] == "function_call" and item["call_id"] == call_id:
+                    return str(item["name"])
+            return None
+
+    def delete(self, item_id: str) -> bool:
+        """Take an item out of the conversation; False if it is not there."""
+        with self._lock:
+            self._settle()
+            if self._answer is not None and self._answer.item_id == item_id:
+                self.stop()
+            if self._items.items.pop(item_id, None) is None:
+                return False
+            turn = self._turn_of.pop(item_id, None)
+            if turn is not None:
+                self.change(partial(_without, turn=turn))
+            if self._say.last_item == item_id:
+                self._say.last_item = next(reversed(self._items.items), None)
+            self._say.tell(_Deleted, item_id=item_id)
+            return True
+
+    def respond(
+        self,
+        tools: Tools | None = None,
+        how: Callable[[Dialogue], Dialogue] | None = None,
+        undo: Callable[[Dialogue], Dialogue] | None = None,
+    ) -> str | None:
+        """Answer what was said; returns a sentence where there is nothing to be answered.
+
+        Args:
+            tools: What may be called in this answer; None leaves what was configured.
+            how: Changes the conversation for this answer.
+            undo: Changes it back.
+        """
         with self._lock:
             self._settle()
             turns = self._settled.turns
@@ -131,7 +201,10 @@ class RemoteLoop(VoiceLoop):
                 return "an answer is already on its way; cancel it first"
             if not turns or turns[-1].role != "user":
                 return "the user has said nothing that is not answered; put an item first"
-            self._plan(self._settled, None)
+            before = self._options.get("tools", Tools())
+            self._options["tools"] = before if tools is None else tools
+            self._plan(self._settled if how is None else how(self._settled), None)
+            self._options["tools"], self._undo = before, undo
             return None
 
     def commit(self) -> bool:
@@ -170,6 +243,7 @@ class RemoteLoop(VoiceLoop):
             if self._answer is not None or self._say.last_item != item_id:
                 return "only the last answer can be truncated, and item_id names another item"
             self.truncate(audio_end_ms)
+            self._note(item_id)
             return None
 
     # -- what the worker does ----------------------------------------------------------------
@@ -216,6 +290,7 @@ class RemoteLoop(VoiceLoop):
         *,
         text: str | None = None,
     ) -> None:
+        self._turn_of[self._say.item] = conversation.turns[-1]
         if said is not None:
             self._on_turn(self._say.item, as_audio(said))
         if self.automatic:
@@ -228,4 +303,25 @@ class RemoteLoop(VoiceLoop):
         """This was said, and waits until the client wants an answer."""
         self._settled = conversation
         self._said = self._reopened = None
+        self._note(self._say.item)
         self._set_warm(Warm(self.model, conversation))
+
+    def _leave(self, answer: Answer) -> None:
+        super()._leave(answer)
+        turns = self._settled.turns
+        if turns and turns[-1].role == "assistant":
+            self._note(answer.item_id)
+        if self._undo is not None:
+            undo, self._undo = self._undo, None
+            self.change(undo)
+
+    def _note(self, item_id: str) -> None:
+        """The newest turn is what this item became."""
+        self._turn_of[item_id] = self._settled.turns[-1]
+        while len(self._turn_of) > len(self._items.items) + 8:  # of items that are forgotten
+            del self._turn_of[next(iter(self._turn_of))]
+
+
+def _without(conversation: Any, turn: Any) -> Any:
+    kept = tuple(one for one in conversation.turns if one is not turn)
+    return replace(conversation, turns=kept)

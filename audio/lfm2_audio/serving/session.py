@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lfm2_audio.serving.calling import Tools
 from lfm2_audio.serving.schema import refused, voice_of
 from lfm2_audio.serving.sounding import RATE
 from lfm2_audio.voice.settings import VoiceSettings
@@ -22,7 +23,7 @@ from lfm2_mm.errors import SettingError
 __all__ = ["Detection", "SessionSettings"]
 
 _FORMAT = {"type": "audio/pcm", "rate": RATE}
-_UNDONE = ("tools", "tracing", "include", "prompt", "reasoning", "parallel_tool_calls")
+_UNDONE = ("tracing", "include", "prompt", "reasoning", "parallel_tool_calls")
 _LONGEST = 20_000  # characters of instructions
 _HOURS = 24
 
@@ -86,6 +87,7 @@ class SessionSettings:
         transcription: Whether what the user says is written down, too.
         language: What the user speaks, for that.
         max_tokens: Tokens and frames of an answer; None is the model's own limit.
+        tools: What may be called.
     """
 
     instructions: str = ""
@@ -93,6 +95,42 @@ class SessionSettings:
     transcription: bool = False
     language: str | None = None
     max_tokens: int | None = None
+    tools: Tools = Tools()
+
+    @property
+    def told(self) -> str:
+        """What the model is told: the instructions, and which functions there are."""
+        return "\n".join(text for text in (self.instructions, self.tools.words) if text)
+
+    def for_answer(self, given: Any) -> SessionSettings:
+        """These as a `response` object changes them for one answer.
+
+        Raises:
+            ApiError: 400 naming the field that cannot be honoured.
+        """
+        given = {} if given is None else given
+        if not isinstance(given, dict):
+            raise refused("response", "response is no object; give one, or leave it out")
+        for name in ("instructions", "input", "max_output_tokens", "prompt"):
+            if given.get(name):
+                raise refused(
+                    f"response.{name}",
+                    f"response.{name} is not done for one answer; set it with session.update",
+                )
+        wanted = given.get("output_modalities", ["audio"])
+        if wanted != ["audio"] or given.get("conversation", "auto") != "auto":
+            raise refused(
+                "response", "answers are spoken, and part of the conversation; leave these out"
+            )
+        return self._called(given)
+
+    def _called(self, given: Mapping[str, Any]) -> SessionSettings:
+        if given.get("tools") is None and given.get("tool_choice") is None:
+            return self
+        functions = given.get("tools")
+        if functions is None:
+            functions = list(self.tools.functions)
+        return replace(self, tools=Tools.of(functions, given.get("tool_choice", self.tools.choice)))
 
     def updated(self, given: Mapping[str, Any]) -> tuple[SessionSettings, list[str]]:
         """These with what a client asks for, and the names of what is left out.
@@ -110,7 +148,7 @@ class SessionSettings:
                 "session.output_modalities",
                 "answers of a realtime session are spoken, with their text; ask for ['audio']",
             )
-        new, left_out = self, [name for name in _UNDONE if given.get(name)]
+        new, left_out = self._called(given), [name for name in _UNDONE if given.get(name)]
         if "instructions" in given:
             text = given["instructions"]
             if not isinstance(text, str) or len(text) > _LONGEST:
@@ -186,8 +224,8 @@ class SessionSettings:
             "model": model,
             "output_modalities": ["audio"],
             "instructions": self.instructions,
-            "tools": [],
-            "tool_choice": "auto",
+            "tools": list(self.tools.functions),
+            "tool_choice": self.tools.choice,
             "max_output_tokens": self.max_tokens or "inf",
             "expires_at": int(time.time()) + _HOURS * 3600,
             "audio": {

@@ -65,6 +65,8 @@ class VoiceLoop:
         events: Events that nobody took.
     """
 
+    _answering: type[Answer] = Answer
+
     def __init__(
         self,
         model: VoiceModel,
@@ -252,11 +254,9 @@ class VoiceLoop:
         self._say.now_ms = ms(self.clock)
         self._settle()
         passes = self._echo.passes(window, self.clock)
-        chance = 0.0
-        if not self.settings.manual:
-            chance = self._vad(window)  # always, for it remembers what came before
-            chance = chance if passes else 0.0
-        self._on(*self._turns.step(chance, playing=self._audible))
+        # the detector always gets it, for it remembers what came before
+        chance = 0.0 if self.settings.manual else self._vad(window)
+        self._on(*self._turns.step(chance if passes else 0.0, playing=self._audible))
         self.hearing.forget(self._turns.wanted)
 
     @property
@@ -343,7 +343,7 @@ class VoiceLoop:
         self.speaker.begin()  # before the watch, which would else see what was heard before
         self._watch = watch or Stopwatch(self.clock, self.clock)
         self._started = False
-        self._answer = Answer(
+        self._answer = self._answering(
             self.model,
             conversation,
             number=self._say.number("resp"),

@@ -43,6 +43,11 @@ def audio_command(bar: Bar) -> click.Command:
     )
     @click.option("--dtype", default="auto", show_default=True, help="Format of other weights.")
     @click.option("--frames", type=click.IntRange(min=2), default=48, show_default=True)
+    @click.option(
+        "--keep",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Folder that keeps the random weights for the next run.  [default: none is kept]",
+    )
     @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
     @click.option("--out", type=click.Path(path_type=Path), help="Folder for report and JSON.")
     @click.option("-q", "--quiet", is_flag=True, help="Print nothing but results and errors.")
@@ -50,7 +55,7 @@ def audio_command(bar: Bar) -> click.Command:
         """Speed of speech: real-time factor, time to first audio, transcription, memory.
 
         Random weights at the shapes of LFM2.5-Audio-1.5B; prints what the memory of this machine
-        allows at best. Wants a quiet machine, 8 GB of memory and some minutes.
+        allows at best. Wants a quiet machine and, at 4 bits, 4 GB of memory and some minutes.
         """
         _run(params, bar)
 
@@ -61,7 +66,7 @@ def _run(params: dict[str, Any], bar: Bar) -> None:
     from lfm2_evals.bench.audio import Plan, measure
     from lfm2_evals.report import write_files
 
-    names = ("rounds", "threads", "shapes", "quantize", "dtype", "frames")
+    names = ("rounds", "threads", "shapes", "quantize", "dtype", "frames", "keep")
     with bar("answers and recordings", quiet=params["quiet"]) as progress:
         result = measure(Plan(**{name: params[name] for name in names}), progress=progress)
     text = result.markdown()

@@ -48,14 +48,17 @@ def _words() -> list[str]:
     return sorted(set(drawn))
 
 
-def write_retriever(config: BackboneConfig, folder: Path, *, seed: int = 0) -> None:
-    """Write a causal late-interaction retriever of random bf16 weights in PyLate's layout.
+def write_retriever(
+    config: BackboneConfig, folder: Path, *, quantize: str = "none", seed: int = 0
+) -> None:
+    """Write a causal late-interaction retriever of random weights in PyLate's layout.
 
     An earlier one of the same config is left as it is.
 
     Args:
         config: The backbone.
         folder: Missing, empty, or what an earlier call wrote.
+        quantize: A recipe whose packed weights are drawn as they are stored, or "none": bf16.
         seed: Names the weights.
 
     Raises:
@@ -64,13 +67,19 @@ def write_retriever(config: BackboneConfig, folder: Path, *, seed: int = 0) -> N
     """
     import torch
 
+    from lfm2_evals.bench.drawn import draw_module
     from lfm2_mm.backbone import Backbone
+    from lfm2_mm.quantize.files import config_entry
+    from lfm2_mm.quantize.recipes import recipe
     from lfm2_mm.saving import save_checkpoint
     from lfm2_retrieval.corpus.tokenizer import tokenizer_files, train_tokenizer
     from lfm2_retrieval.layout import DenseSpec, RetrieverSpec
     from lfm2_retrieval.saving import side_files
 
     wanted = {**config.to_dict(), "architectures": ["Lfm2Model"], "dtype": "bfloat16"}
+    schemes = None if quantize == "none" else recipe(quantize).backbone
+    if schemes is not None:
+        wanted["quantization_config"] = config_entry(quantize)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         try:
             found = json.loads((folder / "config.json").read_text("utf-8"))
@@ -92,13 +101,13 @@ def write_retriever(config: BackboneConfig, folder: Path, *, seed: int = 0) -> N
         return values.normal_(0.0, std, generator=chance)
 
     with torch.device("meta"):
-        empty = Backbone(config).state_dict()
+        backbone = Backbone(config)
     dense = DenseSpec(folder="1_Dense", in_features=config.hidden_size, out_features=_DIM)
     head = {"linear.weight": fill("head", (_DIM, config.hidden_size))}
     spec = RetrieverSpec(dense=(dense,), document_length=LONGEST)
     save_checkpoint(
         folder,
-        {name: fill(name, tensor.shape) for name, tensor in empty.items()},
+        draw_module(backbone, schemes, chance, fill),
         wanted,
         extra_files={
             **tokenizer_files(train_tokenizer(_words(), 1024)),

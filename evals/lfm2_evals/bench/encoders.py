@@ -23,7 +23,7 @@ class Side(Protocol):
     """A library under measurement."""
 
     def load(self, folder: str, threads: int) -> dict[str, str]:
-        """Load a checkpoint in bf16; the versions of what runs it."""
+        """Load a checkpoint in bf16, or packed as it is; the versions of what runs it."""
         ...
 
     def encode(self, texts: Sequence[str]) -> list[Any]:
@@ -40,7 +40,9 @@ class Ours:
 
         import lfm2_mm
 
-        self.model = lfm2_mm.load(folder, device="cpu", dtype="bfloat16", threads=threads)
+        config = json.loads((Path(folder) / "config.json").read_text("utf-8"))
+        dtype = None if "quantization_config" in config else "bfloat16"
+        self.model = lfm2_mm.load(folder, device="cpu", dtype=dtype, threads=threads)
         return {"lfm2_mm": lfm2_mm.__version__, "torch": str(torch.__version__)}
 
     def encode(self, texts: Sequence[str]) -> list[Any]:

@@ -274,7 +274,7 @@ def serve(side: Side, requests: TextIO, answers: TextIO, peak_bytes: Callable[[]
         request = json.loads(line)
         verb = request.pop("do")
         try:
-            began = time.perf_counter()
+            began, computed, faults = time.perf_counter(), time.process_time(), _faults()
             answer: dict[str, Any] = {}
             if verb in ("build", "load"):
                 corpus = corpus or Corpus(request["corpus"])
@@ -290,11 +290,22 @@ def serve(side: Side, requests: TextIO, answers: TextIO, peak_bytes: Callable[[]
             else:
                 answer["error"] = f"there is no request {verb!r}"
             answer["seconds"] = time.perf_counter() - began
+            answer["cpu_seconds"] = time.process_time() - computed
+            answer["faults"] = _faults() - faults
             answer["peak_bytes"] = peak_bytes()
         except Exception as error:
             answer = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:500]}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+
+
+def _faults() -> int:
+    """Page faults of this process so far that waited for the disk; 0 where that is not told."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
 
 
 def main() -> None:

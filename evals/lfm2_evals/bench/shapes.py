@@ -143,19 +143,24 @@ def _prefill(config: BackboneConfig, tokens: int) -> float:
     return 2.0 * tokens * weights + scores + 2.0 * config.vocab_size * d
 
 
-def write_checkpoint(shapes: Shapes, folder: str | Path, *, seed: int = 0) -> None:
-    """Write a checkpoint of random bf16 weights in the official layout, tokenizer included.
+def write_checkpoint(
+    shapes: Shapes, folder: str | Path, *, quantize: str = "none", seed: int = 0
+) -> None:
+    """Write a checkpoint of random weights in the official layout, tokenizer included.
 
     The tokenizer is that of the scene world; the model has more rows than it has tokens, as
-    released models have, too.
+    released models have, too. What is not packed is bf16.
 
     Args:
         shapes: What to write.
         folder: A new or empty folder.
+        quantize: A recipe whose packed weights are drawn as they are stored, or "none".
         seed: Names the weights.
     """
     import torch
 
+    from lfm2_evals.bench.drawn import draw_module
+    from lfm2_mm.quantize.recipes import recipe
     from lfm2_mm.saving import save_checkpoint
     from lfm2_vision.model import VisionLanguageModel, config_dict
     from lfm2_vision.scenes import build_tokenizer
@@ -164,10 +169,19 @@ def write_checkpoint(shapes: Shapes, folder: str | Path, *, seed: int = 0) -> No
     with torch.device("meta"):
         model = VisionLanguageModel(shapes.tower, shapes.connector, shapes.backbone)
     generator = torch.Generator().manual_seed(seed)
+    chosen = None if quantize == "none" else recipe(quantize)
+    body, encoder = (None, None) if chosen is None else (chosen.backbone, chosen.encoder)
     state = {}
-    for name, empty in model.state_dict().items():
-        stored = name.replace("vision_tower.", "vision_tower.vision_model.", 1)
-        state[f"model.{stored}"] = _random(name, tuple(empty.shape), generator)
+    for part, module in model.named_children():
+        stored = "vision_tower.vision_model" if part == "vision_tower" else part
+        schemes = body if part == "language_model" else encoder
+        prefix = f"{part}."
+
+        def fill(name: str, shape: tuple[int, ...], prefix: str = prefix) -> Any:
+            return _random(prefix + name, shape, generator)
+
+        for name, tensor in draw_module(module, schemes, generator, fill).items():
+            state[f"model.{stored}.{name}"] = tensor
     config = config_dict(
         shapes.tower,
         shapes.connector,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lfm2_mm.config import BackboneConfig, LayerType
 __all__ = ["SHAPES", "Reading", "SpeechShapes", "write_checkpoint"]
 
 _ATTENTION = (2, 5, 8, 10, 12, 14)
+_DRAWN = 1_000_003  # numbers of a weight that are drawn, again and again
 _SLIDING: tuple[LayerType, ...] = ("conv", "conv", *(("full_attention", "conv") * 3))
 
 
@@ -115,15 +117,18 @@ class Reading:
         return steps + frame_rate * self.depth + frame_rate / run * self.codec
 
 
-def write_checkpoint(shapes: SpeechShapes, folder: str | Path, *, seed: int = 0) -> None:
-    """Write a checkpoint of random bf16 weights in the official layout, with tokenizer and codec.
+def write_checkpoint(
+    shapes: SpeechShapes, folder: str | Path, *, quantize: str = "none", seed: int = 0
+) -> None:
+    """Write a checkpoint of random weights in the official layout, with tokenizer and codec.
 
     The tokenizer is that of nano-audio; the model has more rows than it has tokens, as released
-    models have, too.
+    models have, too. What is not packed is bf16.
 
     Args:
         shapes: What to write.
         folder: A new or empty folder.
+        quantize: A recipe whose packed weights are drawn as they are stored, or "none".
         seed: Names the weights.
     """
     import torch
@@ -141,46 +146,54 @@ def write_checkpoint(shapes: SpeechShapes, folder: str | Path, *, seed: int = 0)
     from lfm2_audio.detokenizer import FOLDER, Detokenizer, DetokenizerConfig, DetokenizerNet
     from lfm2_audio.frames import FrameEmbedding
     from lfm2_audio.speech.tokenizer import tokenizer_files
+    from lfm2_evals.bench.drawn import draw_module
     from lfm2_mm.backbone import Backbone
+    from lfm2_mm.quantize.recipes import recipe
     from lfm2_mm.saving import save_checkpoint
 
     config = shapes.audio
     generator = torch.Generator().manual_seed(seed)
+    chosen = None if quantize == "none" else recipe(quantize)
+    body, encoder = (None, None) if chosen is None else (chosen.backbone, chosen.encoder)
+
+    def fill(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        values: torch.Tensor = _filled(name, shape, generator)
+        return values
+
     with torch.device("meta"):
         backbone = Backbone(config.backbone)
-        parts: dict[str, torch.nn.Module] = {
-            CONFORMER: Conformer(config.encoder),
-            ADAPTER: Adapter(config.encoder.hidden_size, config.backbone.hidden_size),
-            AUDIO_EMBEDDING: FrameEmbedding(config),
-            DEPTHFORMER: Depthformer(config),
+        width = config.encoder.hidden_size
+        parts: dict[str, tuple[torch.nn.Module, Any]] = {
+            CONFORMER: (Conformer(config.encoder), encoder),
+            ADAPTER: (Adapter(width, config.backbone.hidden_size), encoder),
+            AUDIO_EMBEDDING: (FrameEmbedding(config), None),
+            DEPTHFORMER: (Depthformer(config), body),
         }
         codec = DetokenizerNet(DetokenizerConfig(backbone=shapes.codec, codebooks=config.codebooks))
     state = official_state(
-        _filled(backbone.state_dict(), generator),
-        {part: _filled(module.state_dict(), generator) for part, module in parts.items()},
+        draw_module(backbone, body, generator, fill),
+        {
+            part: draw_module(module, schemes, generator, fill)
+            for part, (module, schemes) in parts.items()
+        },
     )
     generation = {"bos_token_id": 1, "eos_token_id": 7, "pad_token_id": 0}
     files = {**tokenizer_files(), "generation_config.json": json.dumps(generation)}
     save_checkpoint(folder, state, config.to_dict(), extra_files=files)
-    values = _filled(codec.state_dict(), generator)
+    values = {name: fill(name, tuple(empty.shape)) for name, empty in codec.state_dict().items()}
     values["istft.window"] = torch.hann_window(codec.config.n_fft)
     codec.load_state_dict(values, assign=True)
     Detokenizer(codec).save(Path(folder) / FOLDER)
 
 
-def _filled(state: Mapping[str, Any], generator: Any) -> dict[str, Any]:
+def _filled(name: str, shape: tuple[int, ...], generator: Any) -> Any:
     """Values that keep activations near 1: norms about one, matrices by their width."""
     import torch
 
-    filled = {}
-    for name, empty in state.items():
-        values = torch.empty(tuple(empty.shape), dtype=torch.bfloat16)
-        if values.dim() == 1:
-            scale = name.endswith(("norm.weight", "var")) or "norm" in name and "weight" in name
-            values.fill_(1.0 if scale else 0.0)
-        else:
-            table = "emb" in name
-            std = 0.02 if table else 0.7 * values[0].numel() ** -0.5
-            values.normal_(0.0, std, generator=generator)
-        filled[name] = values
-    return filled
+    if len(shape) < 2:
+        scale = name.endswith(("norm.weight", "var")) or ("norm" in name and "weight" in name)
+        return torch.full(shape, 1.0 if scale else 0.0, dtype=torch.bfloat16)
+    count = prod(shape)
+    std = 0.02 if "emb" in name else 0.7 * (count / shape[0]) ** -0.5
+    some = torch.randn(min(count, _DRAWN), generator=generator).mul_(std).bfloat16()
+    return some.repeat(-(-count // len(some)))[:count].view(shape)

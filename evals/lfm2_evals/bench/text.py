@@ -12,7 +12,6 @@ import random
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field
@@ -23,6 +22,7 @@ import click
 
 from lfm2_evals.bench import generators
 from lfm2_evals.bench import rounds as bench
+from lfm2_evals.bench.floors import int8_rate, memory_rate
 from lfm2_evals.bench.text_models import (
     BITS,
     TEXT_SHAPES,
@@ -148,6 +148,7 @@ class TextBench:
         plan: What was asked for.
         facts: The machine and the versions.
         memory_rate: Bytes a second that `torch.sum` reads with these threads.
+        int8_rate: Operations a second that `torch._int_mm` does with them.
         loading: Seconds until each side had its model.
         measurements: Every single one.
     """
@@ -155,6 +156,7 @@ class TextBench:
     plan: Plan
     facts: Mapping[str, str]
     memory_rate: float
+    int8_rate: float
     loading: Mapping[str, float]
     measurements: Sequence[bench.Measurement] = field(default=(), repr=False)
 
@@ -173,7 +175,7 @@ class TextBench:
         """The report as Markdown."""
         facts = "\n".join(f"- {name}: {value}" for name, value in self.facts.items())
         sides = markdown_table(
-            ["case", "side", "tokens/s", "of weights, GB/s", "of memory", "GOP/s"],
+            ["case", "side", "tokens/s", "of weights, GB/s", "of memory", "GOP/s", "of int8"],
             [row for case in self.plan.cases for row in self._rows(case)],
         )
         compared = markdown_table(
@@ -186,8 +188,9 @@ class TextBench:
         )
         note = (
             "Medians over rounds (least to greatest); ratios are taken pair by pair within a "
-            f"round. `torch.sum` reads {self.memory_rate / 1e9:.1f} GB/s with as many threads: of "
-            "memory, the share of that. Bits are the same on both sides, head included."
+            f"round. `torch.sum` reads {self.memory_rate / 1e9:.1f} GB/s with as many threads, and "
+            f"`torch._int_mm` does {self.int8_rate / 1e9:.0f} GOP/s in 8 bits: of memory and of "
+            "int8, the shares of those. Bits are the same on both sides, head included."
         )
         title = f"# Text at the {self.plan.shapes} shapes, random weights"
         return "\n\n".join([title, facts, sides, compared, peaks, note]) + "\n"
@@ -200,6 +203,7 @@ class TextBench:
             "plan": plan,
             "facts": dict(self.facts),
             "memory_rate": self.memory_rate,
+            "int8_rate": self.int8_rate,
             "loading": dict(self.loading),
             "measurements": [asdict(one) for one in self.measurements],
         }
@@ -219,7 +223,8 @@ class TextBench:
             work = 2 * found.median * (body if reading else body + head) / 1e9
             speed = "" if reading else f"{moved / 1e9:.1f}"
             share = "" if reading else f"{100 * moved / self.memory_rate:.0f} %"
-            rows.append([case, side, found.show(1), speed, share, f"{work:.0f}"])
+            done = f"{100e9 * work / self.int8_rate:.0f} %" if reading else ""
+            rows.append([case, side, found.show(1), speed, share, f"{work:.0f}", done])
         return rows
 
     def _ratios(self, case: str) -> list[list[str]]:
@@ -297,11 +302,16 @@ def measure(
             loading[side] = float(loaded["seconds"])
             facts[runner] = ", ".join(f"{k} {v}" for k, v in loaded["versions"].items())
             sides[side] = _generating(worker)
-        memory_rate = _memory_rate(plan.threads)
+        memory, arithmetic = memory_rate(plan.threads), int8_rate(plan.threads)
         cases = {name: asdict(CASES[name]) for name in plan.cases}
         found = bench.interleave(sides, cases, rounds=plan.rounds, progress=progress)
     return TextBench(
-        plan=plan, facts=facts, memory_rate=memory_rate, loading=loading, measurements=found
+        plan=plan,
+        facts=facts,
+        memory_rate=memory,
+        int8_rate=arithmetic,
+        loading=loading,
+        measurements=found,
     )
 
 
@@ -316,7 +326,7 @@ def _check(python: str, module: str) -> None:
         missing = True
     if missing:
         raise MissingExtra(
-            f"{python!r} cannot import {module}; install it there (make bench-peers does), name "
+            f"{python!r} cannot import {module}; install it there (make bench-text does), name "
             "another interpreter, or leave the side out with --side"
         )
 
@@ -333,24 +343,6 @@ def _generating(worker: bench.Worker) -> Callable[[Mapping[str, Any]], Mapping[s
         return worker.call("generate", prompts=prompts, tokens=case["tokens"])
 
     return generate
-
-
-def _memory_rate(threads: int) -> float:
-    """Bytes a second that `torch.sum` reads from memory, the best of some tries."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        numbers = torch.ones(2**27, dtype=torch.int32)  # larger than the caches
-        best = 0.0
-        for _ in range(5):
-            began = time.perf_counter()
-            numbers.sum()
-            best = max(best, numbers.nbytes / (time.perf_counter() - began))
-        return best
-    finally:
-        torch.set_num_threads(before)
 
 
 def text_command(bar: Bar) -> click.Command:

@@ -1,4 +1,7 @@
-"""The verb `bench retrieval`: options in, report out. Imports nothing heavy until it runs."""
+"""The verbs `bench retrieval` and `bench serving`: options in, report out.
+
+Imports nothing heavy until one runs.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import click
 
 from lfm2_mm.cli import terminal
 
-__all__ = ["retrieval_command"]
+__all__ = ["retrieval_command", "serving_command"]
 
 _SIDES = ("numpy", "sentence-transformers", "lancedb", "qdrant")
 Bar = Callable[..., AbstractContextManager[Callable[[int, int], None] | None]]
@@ -79,7 +82,6 @@ def _run(params: dict[str, Any], bar: Bar) -> None:
 
     from lfm2_evals.bench.passages import MANUALS
     from lfm2_evals.bench.retrieval import Plan, measure
-    from lfm2_evals.report import write_files
 
     sides = () if params["alone"] else params["sides"] or _SIDES
     plan = Plan(
@@ -95,6 +97,95 @@ def _run(params: dict[str, Any], bar: Bar) -> None:
     )
     with bar("passages and queries", quiet=params["quiet"]) as progress:
         result = measure(plan, progress=progress)
+    _show(result, "bench-retrieval", params)
+
+
+def serving_command(bar: Bar) -> click.Command:
+    """The verb.
+
+    Args:
+        bar: Makes a progress bar of a text and `quiet=`.
+    """
+
+    @click.command("serving")
+    @click.option(
+        "--part",
+        "parts",
+        multiple=True,
+        type=click.Choice(["clients", "picture"]),
+        help="What is measured; may be repeated.  [default: both]",
+    )
+    @click.option("--clients", type=click.IntRange(min=2), default=32, show_default=True)
+    @click.option("--tokens", type=click.IntRange(min=1), default=128, show_default=True)
+    @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
+    @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
+    @click.option(
+        "--shapes",
+        type=click.Choice(["350m", "1.2b", "tiny"]),
+        default="350m",
+        show_default=True,
+        help="Whose shapes the text model's random weights have.",
+    )
+    @click.option(
+        "--form",
+        type=click.Choice(["int4", "int8", "bf16"]),
+        default="int4",
+        show_default=True,
+        help="How they are packed.",
+    )
+    @click.option(
+        "--vision",
+        type=click.Choice(["450m", "450m-2.5", "tiny"]),
+        default="450m",
+        show_default=True,
+        help="Whose shapes the random weights have that see the picture.",
+    )
+    @click.option(
+        "--peer-server",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="llama.cpp's llama-server.  [default: it is left out]",
+    )
+    @click.option(
+        "--models",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Folder that keeps the random models for the next run.  [default: a temporary one]",
+    )
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+    @click.option("--out", type=click.Path(path_type=Path), help="Folder for report and JSON.")
+    @click.option("-q", "--quiet", is_flag=True, help="Print nothing but results and errors.")
+    def serving(**params: Any) -> None:
+        """Tokens a second of many clients beside one, and of a second question about a picture.
+
+        Starts real servers on free ports of this machine. Wants a quiet machine, some minutes and
+        2 GB of disk.
+        """
+        _serve(params, bar)
+
+    return serving
+
+
+def _serve(params: dict[str, Any], bar: Bar) -> None:
+    from lfm2_evals.bench.serving import PARTS, Plan, measure
+
+    names = ("clients", "tokens", "rounds", "threads", "shapes", "form", "vision")
+    plan = Plan(
+        parts=tuple(dict.fromkeys(params["parts"])) or PARTS,
+        peer_server=params["peer_server"],
+        models=params["models"],
+        **{name: params[name] for name in names},
+    )
+    with bar("rounds", quiet=params["quiet"]) as progress:
+        result = measure(
+            plan,
+            progress=progress,
+            told=lambda what: terminal.say(f"writing {what}", quiet=params["quiet"]),
+        )
+    _show(result, "bench-serving", params)
+
+
+def _show(result: Any, name: str, params: dict[str, Any]) -> None:
+    from lfm2_evals.report import write_files
+
     text = result.markdown()
     if params["as_json"]:
         terminal.print_json(result.to_dict())
@@ -102,6 +193,5 @@ def _run(params: dict[str, Any], bar: Bar) -> None:
         click.echo(text, nl=False)
     if params["out"] is not None:
         content = json.dumps(result.to_dict(), indent=1) + "\n"
-        written = {"bench-retrieval.md": text, "bench-retrieval.json": content}
-        for path in write_files(params["out"], written):
+        for path in write_files(params["out"], {f"{name}.md": text, f"{name}.json": content}):
             terminal.say(f"wrote {path}", quiet=params["quiet"])

@@ -2,7 +2,7 @@
 
 Run as a script by an interpreter that has what the side needs: `python workers.py transformers`
 needs torch, torchvision and transformers, and nothing of ours; `python workers.py lfm2_mm` needs
-us. One JSON object a line on stdin, one a line on stdout: `load`, `ask`, `forget`. The two sides
+us. One JSON object a line on stdin, one a line on stdout: `load`, `ask`, `see`, `forget`. The sides
 differ in nothing but the library. Knows no other side and no rounds.
 """
 
@@ -23,7 +23,11 @@ class Side(Protocol):
     """A library under measurement."""
 
     def load(self, folder: str, threads: int) -> dict[str, str]:
-        """Load a checkpoint in bf16; the versions of what runs it."""
+        """Load a checkpoint in bf16, or packed as it is; the versions of what runs it."""
+        ...
+
+    def see(self, rows: int, columns: int) -> float:
+        """Seconds that the vision tower takes for one view of so many patches."""
         ...
 
     def ask(self, image: str, question: str, tokens: int) -> dict[str, float]:
@@ -49,8 +53,23 @@ class Ours:
 
         import lfm2_mm
 
-        self.model = lfm2_mm.load(folder, device="cpu", dtype="bfloat16", threads=threads)
+        config = json.loads((Path(folder) / "config.json").read_text("utf-8"))
+        dtype = None if "quantization_config" in config else "bfloat16"
+        self.model = lfm2_mm.load(folder, device="cpu", dtype=dtype, threads=threads)
         return {"lfm2_mm": lfm2_mm.__version__, "torch": str(torch.__version__)}
+
+    def see(self, rows: int, columns: int) -> float:
+        """See `Side.see`."""
+        import torch
+
+        tower: Any = next(part for name, part in self.model.parts.items() if "vision_tower" in name)
+        generator = torch.Generator().manual_seed(0)
+        patches = torch.rand(rows * columns, tower.config.patch_dim, generator=generator)
+        patches = patches.to(tower.post_layernorm.weight.dtype)
+        with torch.inference_mode():
+            began = time.perf_counter()
+            tower(patches, [(rows, columns)])
+            return time.perf_counter() - began
 
     def ask(self, image: str, question: str, tokens: int) -> dict[str, float]:
         """See `Side.ask`."""
@@ -105,6 +124,21 @@ class Transformers:
             folder, dtype=torch.bfloat16
         ).eval()
         return {"transformers": str(transformers.__version__), "torch": str(torch.__version__)}
+
+    def see(self, rows: int, columns: int) -> float:
+        """See `Side.see`."""
+        import torch
+
+        tower = self.model.model.vision_tower
+        size = 3 * tower.config.patch_size**2
+        generator = torch.Generator().manual_seed(0)
+        patches = torch.rand(1, rows * columns, size, generator=generator).to(torch.bfloat16)
+        mask = torch.ones(1, rows * columns, dtype=torch.int32)
+        shapes = torch.tensor([[rows, columns]])
+        with torch.inference_mode():
+            began = time.perf_counter()
+            tower(pixel_values=patches, pixel_attention_mask=mask, spatial_shapes=shapes)
+            return time.perf_counter() - began
 
     def ask(self, image: str, question: str, tokens: int) -> dict[str, float]:
         """See `Side.ask`."""
@@ -169,6 +203,8 @@ def serve(side: Side, requests: TextIO, answers: TextIO) -> None:
             elif verb == "ask":
                 answer |= side.ask(**request)
                 answer["peak_bytes"] = peak_bytes()
+            elif verb == "see":
+                answer["seconds"] = side.see(**request)
             elif verb == "forget":
                 side.forget()
             else:

@@ -44,35 +44,71 @@ void swiglu(float *gate, const float *up, int64_t n) {
 }
 
 template <class T>
-void convolve_as(const lfm2_layer &layer, const float *bcx, int64_t d, int64_t taps, int64_t first,
-                 int64_t last, const T *state, T *next, float *y) {
-    const float *b = bcx, *c = bcx + d, *u = bcx + 2 * d;
-    const float *bias = layer.in_bias;
-    for (int64_t i = first; i < last; ++i) {
-        float gated = (b[i] + (bias ? bias[i] : 0.0f)) * (u[i] + (bias ? bias[2 * d + i] : 0.0f));
-        if (taps > 1) {
-            write(next, (taps - 2) * d + i, gated);
-            gated = read(next, (taps - 2) * d + i);
+void convolve_as(const lfm2_layer &layer, float *b, const float *c, float *u, int64_t stride, int64_t d,
+                 int64_t taps, int64_t first, int64_t last, const lfm2_sequence &sequence, int64_t slot,
+                 int64_t slots) {
+    const int64_t n = sequence.count, width = last - first, kept = taps - 1;
+    const T *state = static_cast<const T *>(sequence.states[slot]) + first;
+    const float *bias = layer.in_bias ? layer.in_bias + first : nullptr;
+    for (int64_t i = 0; i < n; ++i) {  // what is convolved, as it is kept
+        float *gated = b + i * stride;
+        const float *input = u + i * stride;
+        if (bias)
+            for (int64_t j = 0; j < width; ++j) gated[j] = (gated[j] + bias[j]) * (input[j] + bias[2 * d + j]);
+        else
+            for (int64_t j = 0; j < width; ++j) gated[j] *= input[j];
+        if constexpr (sizeof(T) == 2)
+            for (int64_t j = 0; j < width; ++j) gated[j] = from_bf16(to_bf16(gated[j]));
+    }
+    for (int64_t i = 0; i < n; ++i) {
+        float *y = u + i * stride;
+        const float *gate = c + i * stride, *now = b + i * stride, *weights = layer.taps + first;
+        for (int64_t j = 0; j < width; ++j) y[j] = now[j] * weights[kept * d + j];
+        for (int64_t k = 0; k < kept; ++k) {
+            const float *tap = weights + k * d;
+            const int64_t row = i - kept + k;
+            if (row >= 0) {
+                const float *past = b + row * stride;
+                for (int64_t j = 0; j < width; ++j) y[j] += past[j] * tap[j];
+            } else {
+                const T *past = state + (row + kept) * d;
+                for (int64_t j = 0; j < width; ++j) y[j] += read(past, j) * tap[j];
+            }
         }
-        float sum = gated * layer.taps[(taps - 1) * d + i];
-        for (int64_t j = 0; j + 1 < taps; ++j) {
-            const float past = read(state, j * d + i);
-            sum += past * layer.taps[j * d + i];
-            if (j) write(next, (j - 1) * d + i, past);
+        if (layer.conv_bias)
+            for (int64_t j = 0; j < width; ++j) y[j] += layer.conv_bias[first + j];
+        if (bias)
+            for (int64_t j = 0; j < width; ++j) y[j] *= gate[j] + bias[d + j];
+        else
+            for (int64_t j = 0; j < width; ++j) y[j] *= gate[j];
+    }
+    for (int64_t end = 0; end < sequence.ends; ++end) {
+        T *next = static_cast<T *>(sequence.next[end * slots + slot]) + first;
+        for (int64_t k = 0; k < kept; ++k) {
+            const int64_t row = sequence.places[end] - kept + k;
+            for (int64_t j = 0; j < width; ++j)
+                if (row >= 0)
+                    write(next + k * d, j, b[row * stride + j]);
+                else
+                    next[k * d + j] = state[(row + kept) * d + j];
         }
-        if (layer.conv_bias) sum += layer.conv_bias[i];
-        y[i] = sum * (c[i] + (bias ? bias[d + i] : 0.0f));
     }
 }
 
-void convolve(const lfm2_layer &layer, const float *bcx, int64_t d, int64_t taps, int64_t first,
-              int64_t last, const void *state, void *next, bool bf16, float *y) {
+void convolve(const lfm2_layer &layer, float *b, const float *c, float *u, int64_t stride, int64_t d,
+              int64_t taps, int64_t first, int64_t last, const lfm2_sequence &sequence, int64_t slot,
+              int64_t slots, bool bf16) {
     if (bf16)
-        convolve_as(layer, bcx, d, taps, first, last, static_cast<const uint16_t *>(state),
-                    static_cast<uint16_t *>(next), y);
+        convolve_as<uint16_t>(layer, b, c, u, stride, d, taps, first, last, sequence, slot, slots);
     else
-        convolve_as(layer, bcx, d, taps, first, last, static_cast<const float *>(state),
-                    static_cast<float *>(next), y);
+        convolve_as<float>(layer, b, c, u, stride, d, taps, first, last, sequence, slot, slots);
+}
+
+float dot(const float *a, const float *b, int64_t n) {
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
+    return sum;
 }
 
 constexpr int64_t kStep = 64;  // positions whose scores are known before any value is read
@@ -197,6 +233,113 @@ void attend(const float *q, int64_t heads, int64_t e, const void *keys, const vo
         attend_kept<float>(q, heads, e, keys, values, length, out);
 }
 
+// Many rows: 32 queries at a time lie side by side in two vectors, so that nothing is summed across
+// a vector; keys and values come one number at a time, and serve both.
+constexpr int64_t kRows = 32, kKeys = 64;
+#if defined(__AVX512F__)
+constexpr int kTall = 4;
+#else
+constexpr int kTall = 2;
+#endif
+
+// c[a][32] (+)= sum over k of left[a * tall + k * deep] * right[k][32], for kTall numbers a.
+inline void outer(const float *left, int64_t tall, int64_t deep, const float *right, int64_t steps,
+                  bool add, float *c) {
+    Floats sum[kTall][2];
+    for (int a = 0; a < kTall; ++a)
+        for (int v = 0; v < 2; ++v) sum[a][v] = add ? load(c + a * kRows + kWide * v) : Floats{};
+    for (int64_t k = 0; k < steps; ++k, right += kRows, left += deep) {
+        const Floats first = load(right), second = load(right + kWide);
+        for (int a = 0; a < kTall; ++a) {
+            sum[a][0] += first * left[a * tall];
+            sum[a][1] += second * left[a * tall];
+        }
+    }
+    __builtin_memcpy(c, sum, sizeof sum);
+}
+
+inline const float *widened(const void *from, int64_t count, bool bf16, float *room) {
+    if (!bf16) return static_cast<const float *>(from);
+    const uint16_t *halves = static_cast<const uint16_t *>(from);
+    for (int64_t i = 0; i < count; ++i) room[i] = from_bf16(halves[i]);
+    return room;
+}
+
+void attend_rows(const lfm2_view &view, char *room) {
+    const int64_t e = view.e, total = view.past + view.n;
+    float *at = reinterpret_cast<float *>(room);
+    const auto take = [&](int64_t count) {
+        float *piece = at;
+        at += (count + 15) / 16 * 16;
+        return piece;
+    };
+    const float *keys = widened(view.keys, total * e, view.bf16, take(total * e));
+    const float *values = widened(view.values, total * e, view.bf16, take(total * e));
+    float *const turned = take(kRows * e), *const sums = take(kRows * e), *const scores = take(kKeys * kRows);
+    alignas(64) float most[kRows], whole[kRows];
+    for (int64_t h = 0; h < view.heads; ++h)
+        for (int64_t start = 0; start < view.n; start += kRows) {
+            const int64_t real = view.n - start < kRows ? view.n - start : kRows;
+            for (int64_t i = 0; i < e; ++i)
+                for (int64_t r = 0; r < kRows; ++r)
+                    turned[i * kRows + r] = r < real ? view.q[(start + r) * view.stride + h * e + i] : 0.0f;
+            for (int64_t i = 0; i < e * kRows; ++i) sums[i] = 0.0f;
+            for (int64_t r = 0; r < kRows; ++r) most[r] = -__builtin_inff(), whole[r] = 0.0f;
+            const int64_t seen = view.past + start + 1;  // by the first of these rows
+            const int64_t last = seen + real - 1;
+            for (int64_t k = 0; k < last; k += kKeys) {
+                const int64_t count = last - k < kKeys ? last - k : kKeys;
+                int64_t t = 0;
+                for (; t + kTall <= count; t += kTall)
+                    outer(keys + (k + t) * e, e, 1, turned, e, false, scores + t * kRows);
+                for (; t < count; ++t)
+                    for (int64_t r = 0; r < kRows; ++r) {
+                        float sum = 0.0f;
+                        for (int64_t i = 0; i < e; ++i) sum += keys[(k + t) * e + i] * turned[i * kRows + r];
+                        scores[t * kRows + r] = sum;
+                    }
+                for (t = seen - k > 0 ? seen - k : 0; t < count; ++t)  // a row sees itself, not beyond
+                    for (int64_t r = 0; r < kRows && r < k + t - seen + 1; ++r)
+                        scores[t * kRows + r] = -__builtin_inff();
+                alignas(64) float top[kRows], shrink[kRows];
+#pragma omp simd
+                for (int64_t r = 0; r < kRows; ++r) top[r] = most[r];
+                for (t = 0; t < count; ++t)
+#pragma omp simd
+                    for (int64_t r = 0; r < kRows; ++r)
+                        top[r] = scores[t * kRows + r] > top[r] ? scores[t * kRows + r] : top[r];
+#pragma omp simd
+                for (int64_t r = 0; r < kRows; ++r) {
+                    shrink[r] = exponential(most[r] - top[r]);
+                    whole[r] *= shrink[r];
+                    most[r] = top[r];
+                }
+                for (t = 0; t < count; ++t)
+#pragma omp simd
+                    for (int64_t r = 0; r < kRows; ++r) {
+                        scores[t * kRows + r] = exponential(scores[t * kRows + r] - top[r]);
+                        whole[r] += scores[t * kRows + r];
+                    }
+                for (int64_t i = 0; i < e; ++i)
+#pragma omp simd
+                    for (int64_t r = 0; r < kRows; ++r) sums[i * kRows + r] *= shrink[r];
+                int64_t i = 0;
+                for (; i + kTall <= e; i += kTall)
+                    outer(values + k * e + i, 1, e, scores, count, true, sums + i * kRows);
+                for (; i < e; ++i)
+                    for (t = 0; t < count; ++t)
+#pragma omp simd
+                        for (int64_t r = 0; r < kRows; ++r)
+                            sums[i * kRows + r] += values[(k + t) * e + i] * scores[t * kRows + r];
+            }
+            for (int64_t r = 0; r < real; ++r) {
+                const float scale = 1.0f / whole[r];
+                float *out = view.out + (start + r) * view.out_stride + h * e;
+                for (int64_t i = 0; i < e; ++i) out[i] = sums[i * kRows + r] * scale;
+            }
+        }
+}
+
 void keep(const float *from, int64_t n, void *to, int64_t at, bool bf16) {
     for (int64_t i = 0; i < n; ++i)
         if (bf16)
@@ -205,6 +348,6 @@ void keep(const float *from, int64_t n, void *to, int64_t at, bool bf16) {
             static_cast<float *>(to)[at + i] = from[i];
 }
 
-constexpr lfm2_forward_path kPath = {norm, swiglu, convolve, attend, keep};
+constexpr lfm2_forward_path kPath = {norm, swiglu, convolve, attend, attend_rows, keep, dot};
 
 }  // namespace

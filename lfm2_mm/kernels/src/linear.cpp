@@ -5,6 +5,10 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace {
 
 void quantize_plain(const float *x, int64_t given, const lfm2_rows &rows, int64_t row, int64_t first,
@@ -84,9 +88,11 @@ void multiply_plain(const lfm2_weight &w, const lfm2_rows &x, int64_t first, int
     }
 }
 
+constexpr size_t kHuge = size_t{4} << 20;  // from which on pages of 2 MB are asked for
+
 // Kept for each thread until it ends.
 struct Scratch {
-    static constexpr int kSlots = 4;
+    static constexpr int kSlots = 6;
     void *memory[kSlots] = {};
     size_t size[kSlots] = {};
     ~Scratch() {
@@ -95,8 +101,6 @@ struct Scratch {
 };
 thread_local Scratch scratch;
 
-constexpr int64_t kAmxRows = 24;  // from which on dequantising blocks for AMX pays
-
 }  // namespace
 
 void *lfm2_scratch(int slot, size_t bytes) {
@@ -104,8 +108,12 @@ void *lfm2_scratch(int slot, size_t bytes) {
         const size_t size = (bytes + bytes / 4 + 4095) / 4096 * 4096;
         free(scratch.memory[slot]);
         scratch.size[slot] = 0;
-        if (posix_memalign(&scratch.memory[slot], 4096, size)) scratch.memory[slot] = nullptr;
+        const bool large = size >= kHuge;
+        if (posix_memalign(&scratch.memory[slot], large ? kHuge / 2 : 4096, size)) scratch.memory[slot] = nullptr;
         if (!scratch.memory[slot]) return nullptr;
+#if defined(__linux__)
+        if (large) madvise(scratch.memory[slot], size, MADV_HUGEPAGE);
+#endif
         scratch.size[slot] = size;
     }
     return scratch.memory[slot];

@@ -61,6 +61,12 @@ void lfm2_linear_amx(const lfm2_weight &w, const uint16_t *x, int64_t n, int64_t
                      void *out, int64_t stride, bool bf16, uint16_t *scratch);
 int64_t lfm2_linear_amx_scratch(const lfm2_weight &w);  // numbers of `scratch`, for each thread
 
+// Columns [first, last), multiples of 32, of row `i` into such tiles of `cols` inputs; `x` is the
+// start of the row, `given` its numbers, zeros behind them.
+void lfm2_linear_amx_put(const float *x, int64_t given, int64_t first, int64_t last, int64_t i, int64_t cols,
+                         uint16_t *to);
+constexpr int64_t kAmxRows = 24;  // from which on dequantising blocks for AMX pays
+
 // A thread's own memory, aligned to 64 bytes, kept for the next call; null where there is none left.
 void *lfm2_scratch(int slot, size_t bytes);
 

@@ -3,25 +3,9 @@
 #include "linear.h"
 
 #if defined(__x86_64__)
-#include <immintrin.h>
+#include "amx.h"
 
 namespace {
-
-// What follows must not be moved before what memory the tiles read, nor the other way round: the
-// tile instructions of the compiler do not say that they touch memory.
-inline void fence() { __asm__ volatile("" ::: "memory"); }
-
-struct alignas(64) TileConfig {
-    uint8_t palette = 1, start = 0, reserved[14] = {};
-    uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-// Two inputs of 16 rows each, side by side, as one row of a tile.
-inline __m512i beside(__m512 first, __m512 second, __m512i order) {
-    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(second, first);
-    return _mm512_permutexvar_epi16(order, both);
-}
 
 inline __m512 halves(const uint16_t *from) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from)));
@@ -44,12 +28,7 @@ inline void widen(__m512i u, __m512 scale, __m512 offset, __m512i order, uint16_
 // left out, so that the integers are exact.
 template <int BITS>
 void dequantize(const lfm2_weight &w, int64_t b, uint16_t *to) {
-    alignas(64) uint16_t index[32];
-    for (int i = 0; i < 16; ++i) {
-        index[2 * i] = static_cast<uint16_t>(i);
-        index[2 * i + 1] = static_cast<uint16_t>(16 + i);
-    }
-    const __m512i order = _mm512_load_si512(index), low = _mm512_set1_epi8(15);
+    const __m512i order = interleaved(), low = _mm512_set1_epi8(15);
     const float zero = BITS == 8 ? 128.0f : 8.0f;
     const int64_t groups = w.groups();
     const uint8_t *line = w.codes + b * w.cols * 16 * BITS / 8;
@@ -153,8 +132,7 @@ int64_t lfm2_linear_amx_scratch(const lfm2_weight &w) {
 void lfm2_linear_amx(const lfm2_weight &w, const uint16_t *x, int64_t n, int64_t first, int64_t last,
                      void *out, int64_t stride, bool bf16, uint16_t *scratch) {
     const TileConfig config;
-    __asm__ volatile("" ::"r"(&config) : "memory");
-    _tile_loadconfig(&config);
+    config.load();
     uint16_t *const weights =
         reinterpret_cast<uint16_t *>((reinterpret_cast<uintptr_t>(scratch) + 63) / 64 * 64);
     const int64_t steps = w.cols / 32, most = pairs_of(w), size = 32 * w.cols;
@@ -192,5 +170,17 @@ void lfm2_linear_amx(const lfm2_weight &w, const uint16_t *x, int64_t n, int64_t
         }
     }
     _tile_release();
+}
+
+void lfm2_linear_amx_put(const float *x, int64_t given, int64_t first, int64_t last, int64_t i, int64_t cols,
+                         uint16_t *to) {
+    uint16_t *tile = to + i / 32 * 32 * cols + first / 32 * 1024 + i / 16 % 2 * 512 + i % 16 * 32;
+    for (int64_t c = first; c < last; c += 32, tile += 1024) {
+        const int64_t left = given - c;
+        const __mmask16 low = left >= 16 ? 0xffff : left > 0 ? (1u << left) - 1 : 0;
+        const __mmask16 high = left >= 32 ? 0xffff : left > 16 ? (1u << (left - 16)) - 1 : 0;
+        const __m512 a = _mm512_maskz_loadu_ps(low, x + c), b = _mm512_maskz_loadu_ps(high, x + c + 16);
+        _mm512_storeu_si512(tile, (__m512i)_mm512_cvtne2ps_pbh(b, a));
+    }
 }
 #endif

@@ -2,7 +2,8 @@
 
 A concept is keyed by its English text without case and punctuation; the first translation into a
 language wins. What a held-out package says is kept apart, unless a training package says the
-same. The outcome depends on the pinned packages and the seed only.
+same; what the committed held-out half says is never trained on. The outcome depends on the pinned
+packages, that half and the seed only.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import Distribution
 from importlib.resources import files
 from pathlib import Path
 
@@ -23,7 +23,9 @@ from lfm2_retrieval.corpus.catalogs import LANGUAGES, messages
 from lfm2_retrieval.corpus.sources import (
     HELD_OUT_FRAMES,
     HELD_OUT_PACKAGES,
+    MORE_SOURCES,
     SOURCES,
+    Package,
     find_packages,
     package_files,
 )
@@ -73,10 +75,13 @@ def build(
     training: dict[str, dict[str, str]] = {}
     kept_out: dict[str, dict[str, str]] = {}
     origin: dict[str, str] = {}
+    fixed = {key(concept.texts["en"]) for concept in held_out()}
     for source, texts in _all(packages, seed, say):
         name = key(texts["en"])
         kind, _, what = source.partition(" ")
         apart = kind in HELD_OUT_PACKAGES or (kind == "frame" and what in HELD_OUT_FRAMES)
+        if name in fixed and not apart:
+            continue
         concepts = kept_out if apart else training
         held = concepts.setdefault(name, {})
         origin.setdefault(f"{apart}{name}", source)
@@ -93,7 +98,7 @@ def build(
 
 
 def _all(
-    packages: Mapping[str, Distribution], seed: int, say: Callable[[str], None]
+    packages: Mapping[str, Package], seed: int, say: Callable[[str], None]
 ) -> Iterator[tuple[str, dict[str, str]]]:
     counts: Counter[str] = Counter()
     for source, texts in _every(packages, seed):
@@ -103,7 +108,7 @@ def _all(
     say(", ".join(f"{name} {count:,}" for name, count in counts.items()))
 
 
-def _every(packages: Mapping[str, Distribution], seed: int) -> Iterator[tuple[str, dict[str, str]]]:
+def _every(packages: Mapping[str, Package], seed: int) -> Iterator[tuple[str, dict[str, str]]]:
     for kind, named in cldr.names().items():
         for names in named:
             yield f"cldr {kind}", dict(names)
@@ -116,7 +121,7 @@ def _every(packages: Mapping[str, Distribution], seed: int) -> Iterator[tuple[st
         yield "cldr rendered", texts
     for name, texts in frames.filled(seed, _FILLINGS, things):
         yield f"frame {name}", texts
-    for source in SOURCES:
+    for source in (*SOURCES, *MORE_SOURCES):
         for texts in messages(package_files(packages[source.package], source.under)):
             yield source.package, texts
 

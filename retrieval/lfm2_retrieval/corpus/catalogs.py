@@ -27,11 +27,11 @@ _LOCALES = {
     "fr": ("fr", "fr_fr"),
     "es": ("es", "es_es"),
     "it": ("it", "it_it"),
-    "pt": ("pt_br", "pt", "pt_pt"),
+    "pt": ("pt_br", "ptbr", "pt", "pt_pt"),
     "ru": ("ru", "ru_ru"),
     "ja": ("ja", "ja_jp"),
     "ko": ("ko", "ko_kr"),
-    "zh": ("zh_hans", "zh_cn", "zh", "zh_hans_cn"),
+    "zh": ("zh_hans", "zh_cn", "zhcn", "zh", "zh_hans_cn"),
     "ar": ("ar", "ar_sa", "ar_eg"),
 }
 _RANK = {name: (lang, i) for lang, names in _LOCALES.items() for i, name in enumerate(names)}

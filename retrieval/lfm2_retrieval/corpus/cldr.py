@@ -10,13 +10,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, timedelta
 from functools import cache
-from importlib.metadata import Distribution
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 
 from lfm2_mm.errors import MissingExtra
 from lfm2_retrieval.corpus.catalogs import LANGUAGES
+from lfm2_retrieval.corpus.sources import Package
 
 if TYPE_CHECKING:
     from babel import Locale
@@ -85,7 +85,7 @@ def names() -> dict[str, tuple[Names, ...]]:
     }
 
 
-def emoji_names(found: Distribution) -> tuple[Names, ...]:
+def emoji_names(found: Package) -> tuple[Names, ...]:
     """Names of things that have an emoji: animals, food, tools, faces, activities.
 
     Args:

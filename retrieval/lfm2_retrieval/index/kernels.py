@@ -8,6 +8,7 @@ passages. Knows no files and no stages.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,10 @@ from jaxtyping import Float, Float32, Int, Integer, Shaped, UInt8
 from numpy import ndarray
 from numpy.typing import NDArray
 
+from lfm2_retrieval.index.axes import Axes
+
 __all__ = [
+    "Levels",
     "decode",
     "flat_maxsim",
     "gather_ranges",
@@ -28,12 +32,60 @@ _ROWS = 1 << 14
 _TINY = np.float32(1e-12)
 
 
+@dataclass(frozen=True)
+class Levels:
+    """What packed buckets stand for; use `of`.
+
+    Attributes:
+        tables: For each byte the values of its buckets as one wide element, for a single look-up:
+            of most dimensions, and with axes of the last and what refines the first.
+        axes: The dimensions; None for those of the vectors.
+    """
+
+    tables: tuple[Shaped[ndarray, " bytes"], ...]
+    axes: Axes | None
+
+    @classmethod
+    def of(cls, weights: Float32[ndarray, " levels"], axes: Axes | None) -> Levels:
+        """The levels of a codebook.
+
+        Args:
+            weights: What a bucket stands for; 2, 4 or 8 bits by their number.
+            axes: The dimensions.
+        """
+        if axes is None:
+            return cls((_table(weights),), None)
+        last, refined = np.repeat(axes.fine[0], 4), np.tile(axes.fine[1], 4)
+        return cls(tuple(map(_table, (weights, last, refined))), axes)
+
+    def values(self, packed: UInt8[ndarray, "t b"]) -> Float32[ndarray, "t d"]:
+        """Residuals of size 1 of packed buckets."""
+        if self.axes is None:
+            return _looked_up(self.tables[0], packed)
+        most = packed.shape[1] - packed.shape[1] // 4
+        coarse, last, refined = self.tables
+        values = np.concatenate(
+            [_looked_up(coarse, packed[:, :most]), _looked_up(last, packed[:, most:])], axis=1
+        )
+        values[:, : self.axes.few] += _looked_up(refined, packed[:, most:])
+        directions = torch.from_numpy(self.axes.directions)
+        found: NDArray[np.float32] = (torch.from_numpy(values) @ directions.T).numpy()
+        return found
+
+
+def _looked_up(
+    table: Shaped[ndarray, " bytes"], packed: UInt8[ndarray, "t b"]
+) -> Float32[ndarray, "t n"]:
+    found: NDArray[np.float32] = table[packed].view(np.float32).reshape(len(packed), -1)
+    return found
+
+
 def residual_maxsim(
     query: Float32[ndarray, "q d"],
     centroids: Float32[ndarray, "c d"],
     codes: Integer[ndarray, " t"],
     residuals: UInt8[ndarray, "t b"],
-    weights: Float32[ndarray, " levels"],
+    levels: Levels,
     scales: Float32[ndarray, " 256"],
     starts: Int[ndarray, " n"],
     lengths: Int[ndarray, " n"],
@@ -45,15 +97,15 @@ def residual_maxsim(
         centroids: The codebook.
         codes: Centroid of every stored token.
         residuals: Packed bucket numbers of every stored token, and its scale's number.
-        weights: What a bucket stands for; 2, 4 or 8 bits by their number.
+        levels: What buckets stand for.
         scales: What a scale's number stands for.
         starts: First token of each passage.
         lengths: Tokens of each passage, at least 1.
     """
-    columns, table = torch.from_numpy(query).T, _table(weights)
+    columns = torch.from_numpy(query).T
 
     def block(tokens: NDArray[Any]) -> torch.Tensor:
-        rows = _sum(centroids, codes[tokens], residuals[tokens], table, scales)
+        rows = _sum(centroids, codes[tokens], residuals[tokens], levels, scales)
         norms = np.sqrt(np.einsum("td,td->t", rows, rows))
         # the scores are divided, not the rows: there are fewer of them
         return (torch.from_numpy(rows) @ columns) / torch.from_numpy(np.maximum(norms, _TINY))[
@@ -89,11 +141,11 @@ def decode(
     centroids: Float32[ndarray, "c d"],
     codes: Integer[ndarray, " t"],
     residuals: UInt8[ndarray, "t b"],
-    weights: Float32[ndarray, " levels"],
+    levels: Levels,
     scales: Float32[ndarray, " 256"],
 ) -> Float32[ndarray, "t d"]:
     """Centroid plus scaled residual, normalised: the tokens as the index knows them."""
-    rows = _sum(centroids, codes, residuals, _table(weights), scales)
+    rows = _sum(centroids, codes, residuals, levels, scales)
     norms = np.sqrt(np.einsum("td,td->t", rows, rows))
     rows /= np.maximum(norms, _TINY)[:, None]
     return rows
@@ -112,11 +164,11 @@ def _sum(
     centroids: Float32[ndarray, "c d"],
     codes: Integer[ndarray, " t"],
     residuals: UInt8[ndarray, "t b"],
-    table: Shaped[ndarray, " bytes"],
+    levels: Levels,
     scales: Float32[ndarray, " 256"],
 ) -> Float32[ndarray, "t d"]:
     """Centroid plus scaled residual."""
-    rows: NDArray[np.float32] = table[residuals[:, :-1]].view(np.float32).reshape(len(codes), -1)
+    rows = levels.values(residuals[:, :-1])
     rows *= scales[residuals[:, -1]][:, None]
     rows += np.take(centroids, codes, axis=0)
     return rows

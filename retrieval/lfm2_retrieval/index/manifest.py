@@ -20,7 +20,9 @@ from lfm2_retrieval.index.files import Stored
 
 __all__ = ["Codes", "Deleted", "Manifest", "Model", "Part", "commit", "current", "sweep"]
 
-FORMAT, VERSION = "lfm2-index", 2
+FORMAT, VERSION = "lfm2-index", 3
+OLDEST = 2
+"""Of this version on indexes can be read; what changes them writes the newest."""
 CURRENT = "CURRENT"
 
 Kind = Literal["flat", "residual"]
@@ -169,10 +171,10 @@ def _parse(path: Path, data: bytes) -> Manifest:
         if content["format"] != FORMAT:
             raise ValueError("another format")
         version = content["version"]
-        if version != VERSION:
+        if version not in range(OLDEST, VERSION + 1):
             raise IndexMismatch(
                 f"the index {str(path.parent)!r} has format version {version!r}, but this program "
-                f"reads version {VERSION}; build it anew or use the program that made it"
+                f"reads {OLDEST} to {VERSION}; build it anew or use the program that made it"
             )
         codes = content["codebook"]
         return Manifest(

@@ -122,9 +122,11 @@ def _candidates(
         approximate = _by_segment(
             snapshot, passages, lambda _, *places: fast.centroid_maxsim(steps, *places)
         )
-        passages = passages[_greatest(approximate, stages.packed)]
+        # in their order on disk
+        passages = np.sort(passages[_greatest(approximate, stages.packed)])
     if len(passages) > stages.exact:
-        ready = fast.ResidualQuery.prepare(rows, scores, book.weights, book.scales)
+        turned = book.in_basis(rows)
+        ready = fast.ResidualQuery.prepare(turned, scores, book.weights, book.scales)
         approximate = _by_segment(
             snapshot,
             passages,

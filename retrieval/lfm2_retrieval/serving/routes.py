@@ -25,6 +25,7 @@ from lfm2_retrieval.serving.schema import (
     EmbeddingsRequest,
     RerankRequest,
     SearchRequest,
+    body_schema,
 )
 
 __all__ = ["router"]
@@ -148,7 +149,7 @@ async def documents(name: str, request: Request) -> dict[str, Any]:
         "requestBody": {
             "required": True,
             "content": {
-                "application/json": {"schema": AddTexts.model_json_schema()},
+                "application/json": {"schema": body_schema(AddTexts)},
                 "multipart/form-data": {
                     "schema": {
                         "type": "object",

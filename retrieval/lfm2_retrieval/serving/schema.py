@@ -6,7 +6,15 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["AddTexts", "Delete", "EmbeddingsRequest", "NewText", "RerankRequest", "SearchRequest"]
+__all__ = [
+    "AddTexts",
+    "Delete",
+    "EmbeddingsRequest",
+    "NewText",
+    "RerankRequest",
+    "SearchRequest",
+    "body_schema",
+]
 
 
 class EmbeddingsRequest(BaseModel):
@@ -64,3 +72,23 @@ class Delete(BaseModel):
     """Documents or passages to be deleted."""
 
     ids: list[str] = Field(min_length=1, max_length=10_000)
+
+
+def body_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of a body for a place in an OpenAPI document: nothing in it refers elsewhere.
+
+    Args:
+        model: Whose definitions do not hold themselves.
+    """
+    schema = model.model_json_schema()
+    parts = schema.pop("$defs", {})
+
+    def whole(value: Any) -> Any:
+        if isinstance(value, dict):
+            if "$ref" in value:
+                return whole(parts[value["$ref"].rpartition("/")[2]])
+            return {name: whole(one) for name, one in value.items()}
+        return [whole(one) for one in value] if isinstance(value, list) else value
+
+    found: dict[str, Any] = whole(schema)
+    return found
