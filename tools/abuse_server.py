@@ -28,6 +28,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,8 @@ def malformed_frames(base: str, count: int) -> str:
         nonlocal talks
         try:
             if not open_:
-                open_.append(connect(address, open_timeout=120, proxy=None))
+                talk = stack.enter_context(connect(address, open_timeout=120, proxy=None))
+                open_.append(talk)
                 talks += 1
             open_[0].send(frame)
             while True:
@@ -133,10 +135,10 @@ def malformed_frames(base: str, count: int) -> str:
             if closed.rcvd is None or closed.rcvd.code == 1011:
                 raise Failure(f"the conversation broke off ({closed}), of {frame!r}") from None
 
-    attack()
-    for line in open_:
-        line.close()
-    return f"{count} frames in {talks} conversations: {told['error']} errors told"
+    with ExitStack() as stack:
+        attack()
+    rows = ", ".join(f"{number} x {kind}" for kind, number in told.most_common())
+    return f"{count} frames in {talks} conversations: {rows}"
 
 
 def slow(base: str, count: int) -> str:

@@ -170,7 +170,7 @@ def read(text: str, words: Words) -> Dialogue:
     """A text, read aloud."""
     codes, named = words.said(text)
     frames = list(zip(codes, named, strict=True))
-    steps = [*_ids(_AUDIO_START), *frames, *_ids(_END)]
+    steps: list[int | tuple[Tensor, int]] = [*_ids(_AUDIO_START), *frames, *_ids(_END)]
     return Dialogue(*_user(tts_prompt(described=True), _ids(text)), steps)
 
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from lfm2_evals.quantization import QuantizationReport
     from lfm2_evals.report import Report
     from lfm2_evals.retrieval_report import RetrievalReport
+    from lfm2_evals.speech import Run as SpeechRun
+    from lfm2_evals.speech_answers import AnswerRun
     from lfm2_evals.speech_report import SpeechReport
     from lfm2_evals.task import Run
 
@@ -199,9 +201,12 @@ def _speech(params: dict[str, Any]) -> tuple[SpeechReport, bool]:
     from lfm2_evals.speech_report import SpeechReport
 
     model, count, quiet = load_audio_model(params), params["count"], params["quiet"]
-    runs, answers = [], []
-    read = None
-    for tier in _tiers(params, "speech"):
+    runs, answers, read = [], [], None
+    every: list[SpeechRun | AnswerRun] = []
+    tiers = _tiers(params, "speech")
+    if "all" in params["tiers"] and not _has_judge():  # asked for by name, they say what is missing
+        tiers = [tier for tier in tiers if tier not in {"judged", *ANSWER_TIERS}]
+    for tier in tiers:
         with terminal.working(f"speaking speech/{tier}", quiet=quiet):
             if tier in ANSWER_TIERS:
                 asked = questions(tier, count)
@@ -212,20 +217,29 @@ def _speech(params: dict[str, Any]) -> tuple[SpeechReport, bool]:
         with _bar(f"speech/{tier}", quiet=quiet) as progress:
             if tier in ANSWER_TIERS:
                 answers.append(evaluate_answers(tier, model, _judge(), asked, progress=progress))
+                every.append(answers[-1])
             else:
                 ears = _judge() if tier == "judged" else model
                 runs.append(evaluate(tier, ears, spoken, progress=progress))
-        if not all(one.complete for one in (*runs, *answers)):
+                every.append(runs[-1])
+        if not every[-1].complete:
             break
-    seconds = sum(one.seconds for one in (*runs, *answers))
+    seconds = sum(one.seconds for one in every)
     facts = {
         "command": shlex.join(["lfm2-mm", *sys.argv[1:]]),
         "model": f"{model.name} ({str(model.dtype).removeprefix('torch.')})",
         "utterances": f"{count} a set",
         "time": f"{seconds:.0f} s",
     }
-    complete = all(one.complete for one in (*runs, *answers))
-    return SpeechReport(facts=facts, runs=runs, answers=answers), complete
+    report = SpeechReport(facts=facts, runs=runs, answers=answers)
+    return report, all(one.complete for one in every)
+
+
+def _has_judge() -> bool:
+    from lfm2_audio.nano_judge import FILE
+    from lfm2_mm.locate import locate
+
+    return (locate("nano-audio").folder / FILE).is_file()
 
 
 def _judge() -> Any:

@@ -42,7 +42,8 @@ class SpeechReport:
         """Heading, facts, one table, and a few of the errors."""
         parts = [f"# {_TITLE}"]
         parts.append("\n".join(f"- {name}: {value}" for name, value in self.facts.items()))
-        if not all(run.complete for run in (*self.runs, *self.answers)):
+        every: list[Run | AnswerRun] = [*self.runs, *self.answers]
+        if not all(run.complete for run in every):
             parts.append("Stopped early: this is what was heard until then.")
         if self.runs:
             parts.append(markdown_table(_HEADER, [_row(run) for run in self.runs]))

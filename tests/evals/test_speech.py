@@ -163,6 +163,18 @@ def test_without_jiwer(monkeypatch: pytest.MonkeyPatch) -> None:
         _ = run_of(["a"], ["a"]).score
 
 
+def test_all_sets_without_a_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["turn on the light", "open the door"]
+    monkeypatch.setattr(speech, "utterances", lambda tier, count: spoken(*texts[:count]))
+    monkeypatch.setattr(speech, "aloud", lambda model, count: spoken(*texts[:count]))
+    monkeypatch.setattr(commands, "_has_judge", lambda: False)
+    model = Knowing({1000 + i: text for i, text in enumerate(texts)})
+    monkeypatch.setattr("lfm2_audio.opening.load_audio_model", lambda params: model)
+    result = CliRunner().invoke(verb, ["speech", "--tier", "all", "--count", "2", "-q"])
+    assert result.exit_code == 0, result.output
+    assert TIERS["aloud"] in result.output and TIERS["judged"] not in result.output
+
+
 def test_the_verb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     texts = ["turn on the light", "open the door", "what is two", "say cat"]
     monkeypatch.setattr(speech, "utterances", lambda tier, count: spoken(*texts[:count]))

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from lfm2_mm.errors import SettingError
 from lfm2_mm.locate import locate
 from lfm2_vision import nano
-from lfm2_vision.losses import Auxiliary, level_words
+from lfm2_vision.losses import Auxiliary, lift_words
 from lfm2_vision.pointing import named_things
 from lfm2_vision.scenes import (
     ALL_COLOURS,
@@ -59,8 +59,13 @@ def test_fills_of_any_colour_avoid_what_is_withheld_and_questions_name_none() ->
         things += sample.scene.things
         for qa in sample.questions:
             kinds.add(qa.kind)
+            if qa.kind == "shape":
+                key = {"left": "cx", "right": "cx", "top": "cy", "bottom": "cy"}[qa.args["place"]]
+                most = max if qa.args["place"] in ("right", "bottom") else min
+                thing = most(sample.scene.things, key=lambda t: getattr(t, key))
+                assert qa.answer == thing.shape and qa.args["place"] in qa.question
             assert not {"colour", "a_colour", "b_colour"} & set(qa.args)
-    assert kinds == {"exist", "count", "relation", "where", "sign"}
+    assert kinds == {"exist", "count", "relation", "shape", "where", "sign"}
     assert not {(t.shape, nearest_colour(t.rgb)) for t in things} & HELD_OUT_PAIRS
     named = [min(math.dist(t.rgb, a) for c in ANCHORS.values() for a in c) for t in things]
     assert sum(distance > 40 for distance in named) > len(named) / 3
@@ -106,7 +111,7 @@ def test_the_way_asked_about_leads_from_the_first_thing_to_the_second() -> None:
     assert batch.targets[batch.asked].tolist() == [encoder.tokenizer.token_to_id("yes")]
 
 
-def test_withheld_answers_are_pulled_to_the_other_wrong_ones() -> None:
+def test_withheld_answers_are_lifted_to_the_other_wrong_ones() -> None:
     encoder = SceneEncoder(
         Tokenizer.from_str(nano.tokenizer_files()["tokenizer.json"]), nano.IMAGES
     )
@@ -121,19 +126,21 @@ def test_withheld_answers_are_pulled_to_the_other_wrong_ones() -> None:
     assert batch.targets[batch.shape_asked].tolist() == [
         int(batch.shape_words[ALL_SHAPES.index("square")])
     ]
-    assert len(batch.colour_asked) == 0
     head = torch.eye(1024)
     last = torch.zeros(len(batch.ids), 1024)
     star, disc_word = (int(batch.shape_words[ALL_SHAPES.index(n)]) for n in ("star", "circle"))
     row = int(batch.shape_asked[0])
     last[row, star], last[row, disc_word] = -9.0, -9.0  # both are withheld in blue
     last.requires_grad_()
-    loss = level_words(last, head, batch)
+    loss = lift_words(last, head, batch)
     torch.autograd.backward(loss)
     assert float(loss.detach()) > 0.5 and last.grad is not None
     pulled = last.grad.nonzero().tolist()
     assert sorted(pulled) == sorted([[row, star], [row, disc_word]])
     assert (last.grad[row, [star, disc_word]] < 0).all()
+    with torch.no_grad():
+        last[row, [star, disc_word]] = 9.0
+        assert float(lift_words(last, head, batch)) == 0  # what rises is not held
 
 
 def test_an_unknown_colour_of_a_profile_is_refused() -> None:

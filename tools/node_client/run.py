@@ -1,7 +1,11 @@
-"""A server on the embedded models, and OpenAI's client for node against it (`make test-node`)."""
+"""A server on the embedded models, and OpenAI's client for node against it (`make test-node`).
+
+Over TLS, with the certificate of the tests: that client opens no realtime socket without.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -26,9 +30,11 @@ def main() -> int:
     picture = ROOT / "vision/lfm2_vision/examples/simple.png"
     speech = ROOT / "audio/lfm2_audio/samples/mike-open.wav"
     options = ServerOptions(models=tuple(model.name for model in embedded_models()))
-    with running(options) as base:
+    pair = {name: ROOT / "tests/server" / f"{name}.pem" for name in ("certificate", "key")}
+    with running(options, **pair) as base:
         command = [node, "client.mjs", base, str(picture), str(speech)]
-        return subprocess.run(command, cwd=HERE).returncode
+        trust = {**os.environ, "NODE_EXTRA_CA_CERTS": str(pair["certificate"])}
+        return subprocess.run(command, cwd=HERE, env=trust).returncode
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from lfm2_vision.model import VisionLanguageModel
 from lfm2_vision.quick import Quick
 from lfm2_vision.scenes import ALL_COLOURS, ALL_SHAPES
 from lfm2_vision.training import GROUND, SIDES_ASKED, SIGN, SceneBatch
-from lfm2_vision.unseen import level_loss, unseen_pairs
+from lfm2_vision.unseen import level_loss, lift_loss, unseen_pairs
 
-__all__ = ["Auxiliary", "answered", "level_words", "scene_loss"]
+__all__ = ["Auxiliary", "answered", "lift_words", "scene_loss"]
 
 
 class Auxiliary(nn.Module):
@@ -110,25 +110,21 @@ def _level(logits: Tensor, shape: Tensor, colour: Tensor) -> Tensor:
     return level_loss(logits[:, 1:-1], unseen[:, 1:-1], shape - 1)
 
 
-def level_words(
+def lift_words(
     last: Float[Tensor, "n d"], head: Float[Tensor, "v d"], batch: SceneBatch
-) -> Tensor:
-    """`level_loss` of the words that answer for a shape or a colour.
+) -> Float[Tensor, ""]:
+    """`lift_loss` of the words that answer for a shape, weighted.
 
     The next-token loss keeps withheld names from rising, this one from sinking: without it, who
     never answered "star" to "blue" takes the question for the answer, whatever the tower sees.
+    Colours do not need it.
     """
-    unseen = unseen_pairs().to(last.device)
-    total = last.new_zeros((), dtype=torch.float32)
-    if len(batch.shape_asked):
-        shape, colour = batch.shape_answer.unbind(1)
-        scores = F.linear(last[batch.shape_asked], head[batch.shape_words])
-        total = total + level_loss(scores, unseen[colour][:, 1:-1], shape - 1)
-    if len(batch.colour_asked):
-        shape, colour = batch.colour_answer.unbind(1)
-        scores = F.linear(last[batch.colour_asked], head[batch.colour_words])
-        total = total + level_loss(scores, unseen.T[shape][:, 1:], colour - 1)
-    return 0.2 * total
+    if not len(batch.shape_asked):
+        return last.new_zeros((), dtype=torch.float32)
+    shape, colour = batch.shape_answer.unbind(1)
+    scores = F.linear(last[batch.shape_asked], head[batch.shape_words])
+    unseen = unseen_pairs().to(last.device)[colour][:, 1:-1]
+    return 0.2 * lift_loss(scores, unseen, shape - 1)
 
 
 def _colour_loss(logits: Float[Tensor, "n c"], colour: Tensor, shape: Tensor) -> Tensor:
@@ -202,10 +198,10 @@ def scene_loss(
     spoken = next_token_loss(hidden.last, model.head_weight, batch.targets)
     extra, parts = auxiliary.seen(hidden.rows, hidden.cells, batch)
     pointed, more = auxiliary.named(hidden.words, hidden.asked, batch)
-    level = level_words(hidden.last, model.head_weight, batch)
-    return spoken + level + weight * (extra + pointed), {
+    lift = lift_words(hidden.last, model.head_weight, batch)
+    return spoken + lift + weight * (extra + pointed), {
         "text": float(spoken.detach()),
-        "level": float(level.detach()),
+        "lift": float(lift.detach()),
         "aux": float(extra.detach()),
         **parts,
         **more,

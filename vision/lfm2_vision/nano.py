@@ -146,11 +146,11 @@ _MIXED = (
 )
 _FREE = replace(_ALL_NEAR, any_colour=1.0)
 _FREER = (
-    (NEAR, 0.3),
-    (CORE, 0.25),
+    (NEAR, 0.2),
+    (CORE, 0.2),
     (_ALL, 0.1),
     (_ALL_NEAR, 0.1),
-    (replace(NEAR, any_colour=1.0), 0.1),
+    (replace(NEAR, any_colour=1.0), 0.25),
     (_FREE, 0.1),
     (replace(_ALL_NEAR, sign_probability=0.5, small_probability=0.2), 0.05),
 )
@@ -189,7 +189,7 @@ def recipe_more(steps: int = MORE_STEPS, seed: int = 20261124) -> Recipe:
         seed=seed,
         schedule=Schedule(steps=steps, warmup=100, peak=6e-4),
         questions=12,
-        weights=(("relation", 7.0), ("where", 3.5), ("sign", 1.0), ("describe", 0.25)),
+        weights=(("shape", 4.0), ("count", 7.0), ("where", 2.5), ("sign", 1.0), ("describe", 0.25)),
         stages=(
             Stage(
                 until=int(0.2 * steps),
@@ -198,8 +198,8 @@ def recipe_more(steps: int = MORE_STEPS, seed: int = 20261124) -> Recipe:
                 auxiliary=1.0,
                 text=False,
             ),
-            Stage(until=int(0.85 * steps), profiles=_FREER, batch=8, tiled_every=8),
-            Stage(until=steps, profiles=_FREER, batch=8, tiled_every=6, auxiliary=0.25),
+            Stage(until=int(0.85 * steps), profiles=_FREER, batch=8, tiled_every=8, auxiliary=0.8),
+            Stage(until=steps, profiles=_FREER, batch=8, tiled_every=6, auxiliary=0.5),
         ),
     )
 

@@ -76,9 +76,6 @@ class SceneBatch:
             shape of what has a colour, `[s]`.
         shape_answer: Shape and colour class of the thing, `[s, 2]`.
         shape_words: First token of each shape as an answer, in the order of `ALL_SHAPES`.
-        colour_asked: The same for questions for the colour of what has a shape, `[c]`.
-        colour_answer: Shape and colour class of the thing, `[c, 2]`.
-        colour_words: First token of each colour as an answer, in the order of `ALL_COLOURS`.
         kinds: Kind of each branch.
         branches: First token and length of each branch.
     """
@@ -104,9 +101,6 @@ class SceneBatch:
     shape_asked: Tensor
     shape_answer: Tensor
     shape_words: Tensor
-    colour_asked: Tensor
-    colour_answer: Tensor
-    colour_words: Tensor
     kinds: list[str] = field(default_factory=list)
     branches: list[tuple[int, int]] = field(default_factory=list)
 
@@ -132,7 +126,6 @@ class SceneEncoder:
         self.tokens = ImageTokens()
         self.image_id = image_token_id(tokenizer)
         self._shape_words = torch.tensor([self._encode(name)[0] for name in ALL_SHAPES])
-        self._colour_words = torch.tensor([self._encode(name)[0] for name in ALL_COLOURS])
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -179,7 +172,7 @@ class SceneEncoder:
         targets = [IGNORE] * len(tokens)
         named: list[tuple[int, Thing, Scene]] = []
         asked: list[tuple[int, tuple[float, float], int]] = []
-        looks: dict[str, list[tuple[int, int, int]]] = {"shape": [], "colour": []}
+        shapes_asked: list[tuple[int, int, int]] = []
         for branch, at in zip(branches, mixing.branch_starts, strict=True):
             tokens += branch.question + branch.answer
             targets += [IGNORE] * (len(branch.question) - 1) + branch.answer + [IGNORE]
@@ -191,11 +184,11 @@ class SceneEncoder:
                 (_, a), (_, b) = found
                 way = ((b.cx - a.cx) / scene.width, (b.cy - a.cy) / scene.height)
                 asked.append((last, way, SIDES_ASKED.index(branch.qa.args["side"])))
-            elif branch.qa.kind in looks and found:
+            elif branch.qa.kind == "shape" and found:
                 thing = found[0][1]
-                pair = (last, _SHAPE_ID[thing.shape], _COLOUR_ID[thing.colour])
-                looks[branch.qa.kind].append(pair)
+                shapes_asked.append((last, _SHAPE_ID[thing.shape], _COLOUR_ID[thing.colour]))
         ids = torch.tensor(tokens)
+        answers = torch.tensor(shapes_asked, dtype=torch.long).view(-1, 3)
         patches, shapes, labels = [], [], []
         for sample, layout in zip(samples, plans, strict=True):
             pixels = views(sample.image, layout, config)
@@ -227,21 +220,14 @@ class SceneEncoder:
             asked=torch.tensor([at for at, _, _ in asked], dtype=torch.long),
             asked_way=torch.tensor([way for _, way, _ in asked], dtype=torch.float32).view(-1, 2),
             asked_side=torch.tensor([side for _, _, side in asked], dtype=torch.long),
-            shape_asked=_column(looks["shape"])[:, 0],
-            shape_answer=_column(looks["shape"])[:, 1:],
+            shape_asked=answers[:, 0],
+            shape_answer=answers[:, 1:],
             shape_words=self._shape_words,
-            colour_asked=_column(looks["colour"])[:, 0],
-            colour_answer=_column(looks["colour"])[:, 1:],
-            colour_words=self._colour_words,
             kinds=[branch.qa.kind for branch in branches],
             branches=[
                 (at, len(branch)) for branch, at in zip(branches, mixing.branch_starts, strict=True)
             ],
         )
-
-
-def _column(rows: list[tuple[int, int, int]]) -> Tensor:
-    return torch.tensor(rows, dtype=torch.long).view(-1, 3)
 
 
 @dataclass(frozen=True, slots=True)

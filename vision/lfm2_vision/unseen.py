@@ -4,8 +4,9 @@ A tower that never sees a blue star learns that what is blue is no star, and the
 star for something else. So the auxiliary losses leave out the names that the split withholds,
 neither rewarded nor punished, and level what was learnt against them before: a withheld name is to
 be as unlikely as the other wrong names are. No picture of a withheld pair is drawn for either.
-Words of answers are levelled, too, but never left out: nothing else would keep a withheld name from
-rising (docs/LOG.md). Knows scenes, no model.
+Words that answer for shapes are lifted where they sink below the others, but never left out nor
+held at a level: the one lets withheld names rise, the other pins them (docs/LOG.md). Knows scenes,
+no model.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from lfm2_vision.scenes import ALL_COLOURS, ALL_SHAPES, HELD_OUT_PAIRS
 
-__all__ = ["level_loss", "unseen_pairs"]
+__all__ = ["level_loss", "lift_loss", "unseen_pairs"]
 
 
 @cache
@@ -50,3 +51,17 @@ def level_loss(
     mean = (logits * wrong).sum(1, keepdim=True) / wrong.sum(1, keepdim=True).clamp(min=1)
     gaps = F.smooth_l1_loss(logits, mean.detach().expand_as(logits), reduction="none")
     return (gaps * unseen).sum() / unseen.sum().clamp(min=1)
+
+
+def lift_loss(
+    logits: Float[Tensor, "k n"], unseen: Bool[Tensor, "k n"], wanted: Int[Tensor, " k"]
+) -> Float[Tensor, ""]:
+    """How far withheld names lie below the mean of the other wrong names, in nats.
+
+    Arguments as for `level_loss`; names above that mean count nothing.
+    """
+    logits = logits.float()
+    wrong = ~unseen & ~F.one_hot(wanted, logits.shape[1]).bool()
+    mean = (logits * wrong).sum(1, keepdim=True) / wrong.sum(1, keepdim=True).clamp(min=1)
+    below = F.relu(mean.detach() - logits)
+    return (below * unseen).sum() / unseen.sum().clamp(min=1)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-from .wordings import article, plural, word
+from .wordings import PLACES, article, plural, word
 from .world import Pair, Scene, Thing, allowed_pairs
 
 __all__ = [
@@ -45,7 +45,8 @@ class QA:
         question: The text to ask.
         answer: The bare text to expect.
         args: What the question is about, independent of wording: `shape`, `colour` (absent when
-            not named); for relations `a_shape`, `a_colour`, `b_shape`, `b_colour`, `side`.
+            not named), or the `place` of what has no name; for relations `a_shape`, `a_colour`,
+            `b_shape`, `b_colour`, `side`.
         wording_seen: Whether this wording may occur in training.
     """
 
@@ -150,7 +151,7 @@ def _choose(kind: str, scene: Scene, rng: Random) -> _Fact | None:
         return _sign(scene)
     if kind == "describe":
         return _description(scene) if scene.colours else None
-    facts = _colours(scene) if kind == "colour" else _shapes(scene)
+    facts = _colours(scene) if kind == "colour" else _shapes(scene) or _placed(scene)
     return rng.choice(facts) if facts else None
 
 
@@ -190,6 +191,21 @@ def _shapes(scene: Scene) -> list[_Fact]:
         for thing in scene.things
         if len(_matching(scene, None, thing.colour)) == 1
     ]
+
+
+def _placed(scene: Scene) -> list[_Fact]:
+    """In a scene without named colours: the shape of what lies clearly farthest to one side."""
+    if scene.colours or len(scene.things) < 2:
+        return []
+    facts = []
+    across = [(thing.cx / scene.width, thing.shape) for thing in scene.things]
+    down = [(thing.cy / scene.height, thing.shape) for thing in scene.things]
+    for place, row in zip(PLACES, (across, across, down, down), strict=True):
+        far = place in ("right", "bottom")
+        (first, shape), (second, _) = sorted(row, key=lambda x: x[0], reverse=far)[:2]
+        if abs(first - second) >= CLEAR:
+            facts.append(_Fact("shape", shape, {"place": place}))
+    return facts
 
 
 def _existence(scene: Scene, shape: str | None, colour: str | None) -> _Fact:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from random import Random
 from typing import Literal
 
-__all__ = ["HELD_OUT", "SEEN", "article", "plural", "word"]
+__all__ = ["HELD_OUT", "PLACES", "SEEN", "article", "plural", "word"]
 
 SEEN: Mapping[str, tuple[str, ...]] = {
     "colour": (
@@ -102,6 +102,15 @@ HELD_OUT: Mapping[str, tuple[str, ...]] = {
 }
 """Wordings that never occur in training."""
 
+PLACES = ("left", "right", "top", "bottom")
+_PLACED = (
+    "What shape is farthest to the {place}?",
+    "Which shape is nearest to the {place}?",
+    "What is the shape of the {thing} at the {place}?",
+    "Tell me which shape is closest to the {place}.",
+)
+"""For what has no colour to be named by; in training only."""
+
 _SIDES: Mapping[str, tuple[str, ...]] = {
     "left": ("left of", "to the left of"),
     "right": ("right of", "to the right of"),
@@ -141,7 +150,8 @@ def word(
         The question, and whether its wording may occur in training.
     """
     seen = wordings == "seen" or (wordings == "any" and rng.random() < 0.5)
-    template = rng.choice((SEEN if seen else HELD_OUT)[kind])
+    choices = _PLACED if "place" in args else (SEEN if seen else HELD_OUT)[kind]
+    template = rng.choice(choices)
     if kind in ("relation", "where"):
         side = rng.choice(_SIDES[args["side"]])
         words = {
@@ -161,6 +171,7 @@ def word(
             "a": article(phrase),
             "plural": many,
             "colour": args.get("colour", ""),
+            "place": args.get("place", ""),
             "thing": thing,
         }
     return template.format(**words), seen
