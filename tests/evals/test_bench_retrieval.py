@@ -166,7 +166,7 @@ def test_our_index_is_kept_and_used_again(tmp_path: Path) -> None:
 
 def test_targets_hold_for_a_hundred_thousand_passages_of_text() -> None:
     def side(name: str, p50: float, **more: Any) -> SideResult:
-        common = {"recall": 0.98, "build": 1.0, "build_memory": 1.0, "memory": 1.2}
+        common: dict[str, Any] = {"recall": 0.98, "build": 1.0, "build_memory": 1.0, "memory": 1.2}
         common["slowest"] = (90.0, 30.0, 250.0)
         return SideResult(name=name, p50=p50, p95=p50, **{**common, **more})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -117,8 +118,8 @@ def compare(
     found, also = run(backbone, x, second, counts, marks)
     most = distance(found, wanted)
     assert [one.length for one in also] == [one.length for one in kept]
-    for a, b in zip(kept, also, strict=True):
-        pairs = zip(a._conv, b._conv, strict=True)
+    for mine, theirs in zip(kept, also, strict=True):
+        pairs = zip(mine._conv, theirs._conv, strict=True)
         most = max([most, *(distance(two, one) for one, two in pairs)])
     for one, other in zip(first, second, strict=True):
         assert one.length == other.length
@@ -189,7 +190,8 @@ def test_only_experts_that_are_chosen_are_laid_out() -> None:
     run(backbone, rows(1), [cache], [1])
     for block in backbone.layers:
         if isinstance(block.feed_forward, SparseMoe):
-            laid = sum(e.w1.weight._ready is not None for e in block.feed_forward.experts)
+            experts: Any = block.feed_forward.experts
+            laid = sum(expert.w1.weight._ready is not None for expert in experts)
             assert laid == 2
     run(backbone, rows(40), [cache], [40])
     assert cache.length == 41

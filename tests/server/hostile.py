@@ -104,7 +104,8 @@ def fitting(schema: dict[str, Any], parts: dict[str, Any]) -> SearchStrategy[Jso
         return st.integers(low, high) if kind == "integer" else st.floats(low, high)
     if kind == "string":
         return st.text(min_size=schema.get("minLength", 0), max_size=12)
-    return {"boolean": st.booleans(), "null": st.none()}.get(kind, JUNK)
+    plain: dict[Any, SearchStrategy[Any]] = {"boolean": st.booleans(), "null": st.none()}
+    return plain.get(kind, JUNK)
 
 
 def _objects(schema: dict[str, Any], parts: dict[str, Any]) -> SearchStrategy[Json]:

@@ -203,7 +203,9 @@ def test_pictures_are_fetched_from_no_inner_address(
 
 # --- TLS ---------------------------------------------------------------------------------------
 
-PAIR = {name: Path(__file__).with_name(f"{name}.pem") for name in ("certificate", "key")}
+PAIR: dict[str, Any] = {
+    name: Path(__file__).with_name(f"{name}.pem") for name in ("certificate", "key")
+}
 
 
 def test_tls_is_spoken_and_nothing_else() -> None:

@@ -203,7 +203,7 @@ def test_an_answer_that_is_taken_out_stops(base: str) -> None:
 
 
 OUTPUT = {"type": "function_call_output", "call_id": "x", "output": "y"}
-BAD = [
+BAD: list[tuple[str, dict[str, Any], str]] = [
     ("conversation.item.delete", {"item_id": "x"}, "there is no item 'x' in this conversation"),
     ("conversation.item.retrieve", {}, "there is no item 'None' in this conversation"),
     ("conversation.item.create", {"item": OUTPUT}, "no function was called under that id"),

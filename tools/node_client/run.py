@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from lfm2_mm.locate import embedded_models
 from lfm2_mm.server import ServerOptions
@@ -30,7 +31,9 @@ def main() -> int:
     picture = ROOT / "vision/lfm2_vision/examples/simple.png"
     speech = ROOT / "audio/lfm2_audio/samples/mike-open.wav"
     options = ServerOptions(models=tuple(model.name for model in embedded_models()))
-    pair = {name: ROOT / "tests/server" / f"{name}.pem" for name in ("certificate", "key")}
+    pair: dict[str, Any] = {
+        name: ROOT / "tests/server" / f"{name}.pem" for name in ("certificate", "key")
+    }
     with running(options, **pair) as base:
         command = [node, "client.mjs", base, str(picture), str(speech)]
         trust = {**os.environ, "NODE_EXTRA_CA_CERTS": str(pair["certificate"])}
