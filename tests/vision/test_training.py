@@ -13,7 +13,7 @@ from lfm2_mm.errors import SettingError
 from lfm2_mm.locate import locate
 from lfm2_vision import nano
 from lfm2_vision.losses import Auxiliary, lift_words
-from lfm2_vision.pointing import named_things
+from lfm2_vision.pointing import counted_things, named_things
 from lfm2_vision.scenes import (
     ALL_COLOURS,
     ALL_SHAPES,
@@ -109,6 +109,38 @@ def test_the_way_asked_about_leads_from_the_first_thing_to_the_second() -> None:
     batch = encoder.batch([Sample(scene=scene, image=render(scene), questions=(qa,))])
     torch.testing.assert_close(batch.asked_way, torch.tensor([[0.5, -0.5]]))
     assert batch.targets[batch.asked].tolist() == [encoder.tokenizer.token_to_id("yes")]
+
+
+@pytest.mark.parametrize(
+    "question, args, noun, number",
+    [
+        ("How many blue stars are there?", {"shape": "star", "colour": "blue"}, "blue star", 0),
+        ("Count the squares.", {"shape": "square"}, "square", 2),
+        ("is there a red thing", {"colour": "red"}, "red", 1),
+        ("How many objects do you see?", {}, "object", 2),
+    ],
+)
+def test_what_is_counted_is_named_with_its_number(
+    question: str, args: dict[str, str], noun: str, number: int
+) -> None:
+    things = tuple(
+        Thing(shape="square", colour=colour, rgb=ANCHORS[colour][0], cx=x, cy=64, r=20)
+        for colour, x in (("red", 30), ("green", 90))
+    )
+    ground = Ground(kind="plain", low=(240, 242, 245), high=(240, 242, 245))
+    scene = Scene(width=128, height=128, things=things, sign=None, ground=ground)
+    kind = "exist" if "is there" in question else "count"
+    qa = QA(kind=kind, question=question, answer=str(number), args=args)
+    found = counted_things(scene, qa)
+    assert found == (question.index(noun) + len(noun) - 1, number)
+    encoder = SceneEncoder(
+        Tokenizer.from_str(nano.tokenizer_files()["tokenizer.json"]), nano.IMAGES
+    )
+    batch = encoder.batch([Sample(scene=scene, image=render(scene), questions=(qa,))])
+    assert batch.counted_number.tolist() == [number]
+    word = encoder.tokenizer.decode([int(batch.ids[batch.counted[0]])])
+    assert word.strip() and word.strip() in question
+    assert batch.targets[batch.counted_last[0]] >= 0
 
 
 def test_withheld_answers_are_lifted_to_the_other_wrong_ones() -> None:

@@ -45,6 +45,8 @@ class Auxiliary(nn.Module):
         self.named_place = nn.Linear(connector_size, 2)
         self.asked_way = nn.Linear(connector_size, 2)
         self.asked_side = nn.Linear(connector_size, len(SIDES_ASKED))
+        self.counted = nn.Linear(connector_size, 6)
+        self.counted_last = nn.Linear(connector_size, 6)
 
     def seen(
         self, rows: Float[Tensor, "n c"], cells: Float[Tensor, "m d"], batch: SceneBatch
@@ -94,6 +96,19 @@ class Auxiliary(nn.Module):
             terms += [8 * way, 0.5 * side]
             missed |= {"way_missed": float(way.detach()), "side": float(side.detach())}
         return torch.stack(terms).sum(), missed
+
+    def numbers(
+        self, nouns: Float[Tensor, "q d"], last: Float[Tensor, "q d"], batch: SceneBatch
+    ) -> tuple[Tensor, dict[str, float]]:
+        """How many things there are of what is counted, at its noun and before the answer."""
+        if not len(nouns):
+            return nouns.sum(), {}
+        at_noun = F.cross_entropy(self.counted(nouns).float(), batch.counted_number)
+        at_last = F.cross_entropy(self.counted_last(last).float(), batch.counted_number)
+        return at_noun + at_last, {
+            "noun": float(at_noun.detach()),
+            "number": float(at_last.detach()),
+        }
 
 
 _SHUT = -1e4  # a logit no softmax notices
@@ -149,6 +164,8 @@ class Hidden(NamedTuple):
         last: Final hidden states of all tokens.
         words: States of the words that name a thing, a block after the first attention.
         asked: States of the last token of questions about places, after the last attention.
+        nouns: States of the words that name what is counted, as `words`.
+        counted: States of the last token of such questions, as `asked`.
         rows: What the tower makes of the patches.
         cells: What the connector makes of those.
     """
@@ -156,6 +173,8 @@ class Hidden(NamedTuple):
     last: Tensor
     words: Tensor
     asked: Tensor
+    nouns: Tensor
+    counted: Tensor
     rows: Tensor
     cells: Tensor
 
@@ -175,7 +194,16 @@ def scene_hidden(
     attentions = [i for i, block in enumerate(backbone.layers) if block.is_attention]
     words, asked = attentions[0] + 1, attentions[-1]
     states = quick.read(x, batch.mixing)
-    return Hidden(states[-1], states[words][batch.named], states[asked][batch.asked], rows, cells)
+    after_first, after_last = states[words], states[asked]
+    return Hidden(
+        last=states[-1],
+        words=after_first[batch.named],
+        asked=after_last[batch.asked],
+        nouns=after_first[batch.counted],
+        counted=after_last[batch.counted_last],
+        rows=rows,
+        cells=cells,
+    )
 
 
 def scene_loss(
@@ -198,13 +226,15 @@ def scene_loss(
     spoken = next_token_loss(hidden.last, model.head_weight, batch.targets)
     extra, parts = auxiliary.seen(hidden.rows, hidden.cells, batch)
     pointed, more = auxiliary.named(hidden.words, hidden.asked, batch)
+    number, counts = auxiliary.numbers(hidden.nouns, hidden.counted, batch)
     lift = lift_words(hidden.last, model.head_weight, batch)
-    return spoken + lift + weight * (extra + pointed), {
+    return spoken + lift + weight * (extra + pointed + number), {
         "text": float(spoken.detach()),
         "lift": float(lift.detach()),
         "aux": float(extra.detach()),
         **parts,
         **more,
+        **counts,
     }
 
 

@@ -189,7 +189,15 @@ def recipe_more(steps: int = MORE_STEPS, seed: int = 20261124) -> Recipe:
         seed=seed,
         schedule=Schedule(steps=steps, warmup=100, peak=6e-4),
         questions=12,
-        weights=(("shape", 4.0), ("count", 7.0), ("where", 2.5), ("sign", 1.0), ("describe", 0.25)),
+        weights=(
+            ("shape", 4.0),
+            ("exist", 4.0),
+            ("count", 12.0),
+            ("relation", 3.0),
+            ("where", 1.0),
+            ("sign", 0.5),
+            ("describe", 0.25),
+        ),
         stages=(
             Stage(
                 until=int(0.2 * steps),

@@ -9,7 +9,30 @@ from __future__ import annotations
 
 from lfm2_vision.scenes import QA, Scene, Thing
 
-__all__ = ["named_things"]
+__all__ = ["counted_things", "named_things"]
+
+_NOUNS = ["object", "thing", "shape"]
+
+
+def counted_things(scene: Scene, qa: QA) -> tuple[int, int] | None:
+    """What a question counts, or asks the existence of.
+
+    Returns:
+        The index in `qa.question` of the last character of the noun or colour that is counted, and
+        how many things fit; None for other questions.
+    """
+    if qa.kind not in ("count", "exist"):
+        return None
+    shape, colour = qa.args.get("shape"), qa.args.get("colour")
+    text = qa.question.lower()
+    words = [" ".join(word for word in (colour, shape) if word)] if qa.args else _NOUNS
+    ends = [at + len(word) for word in words if (at := text.find(word)) >= 0]
+    fitting = [
+        thing
+        for thing in scene.things
+        if shape in (None, thing.shape) and colour in (None, thing.colour)
+    ]
+    return (ends[0] - 1, len(fitting)) if ends else None
 
 
 def named_things(scene: Scene, qa: QA) -> list[tuple[int, Thing]]:

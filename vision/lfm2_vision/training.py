@@ -22,7 +22,7 @@ from lfm2_mm.train.objectives import IGNORE
 from lfm2_mm.train.packing import Branched
 from lfm2_vision.image_config import ImageConfig
 from lfm2_vision.patches import patchify, views
-from lfm2_vision.pointing import named_things
+from lfm2_vision.pointing import counted_things, named_things
 from lfm2_vision.prompt_text import ImageTokens, placeholder_text
 from lfm2_vision.scenes import (
     ALL_COLOURS,
@@ -72,6 +72,9 @@ class SceneBatch:
         asked_way: From the centre of the first thing to that of the second, `[r, 2]`, as shares
             of the picture.
         asked_side: What such a question offers, as an index into `SIDES_ASKED`, `[r]`.
+        counted: Indices into `ids` of the words that name what is counted, `[q]`.
+        counted_number: How many things fit, `[q]`.
+        counted_last: Indices into `ids` of the last token before the answer, `[q]`.
         shape_asked: Indices into `ids` of the last token before the answer to a question for the
             shape of what has a colour, `[s]`.
         shape_answer: Shape and colour class of the thing, `[s, 2]`.
@@ -98,6 +101,9 @@ class SceneBatch:
     asked: Tensor
     asked_way: Tensor
     asked_side: Tensor
+    counted: Tensor
+    counted_number: Tensor
+    counted_last: Tensor
     shape_asked: Tensor
     shape_answer: Tensor
     shape_words: Tensor
@@ -140,6 +146,14 @@ class SceneEncoder:
         ends = [end for _, end in encoded.offsets]
         return [(bisect_right(ends, at), thing) for at, thing in found]
 
+    def _counted(self, scene: Scene, qa: QA) -> tuple[int, int] | None:
+        """Token of the question that names what is counted, and how many there are."""
+        found = counted_things(scene, qa)
+        if found is None:
+            return None
+        encoded = self.tokenizer.encode(qa.question, add_special_tokens=False)
+        return bisect_right([end for _, end in encoded.offsets], found[0]), found[1]
+
     def batch(self, samples: Sequence[Sample], config: ImageConfig | None = None) -> SceneBatch:
         """Encode samples; `config` overrides the image settings for this batch."""
         config = config or self.config
@@ -173,6 +187,7 @@ class SceneEncoder:
         named: list[tuple[int, Thing, Scene]] = []
         asked: list[tuple[int, tuple[float, float], int]] = []
         shapes_asked: list[tuple[int, int, int]] = []
+        counted: list[tuple[int, int, int]] = []
         for branch, at in zip(branches, mixing.branch_starts, strict=True):
             tokens += branch.question + branch.answer
             targets += [IGNORE] * (len(branch.question) - 1) + branch.answer + [IGNORE]
@@ -180,6 +195,8 @@ class SceneEncoder:
             found = self._named(scene, branch.qa)
             named += [(at + token, thing, scene) for token, thing in found]
             last = at + len(branch.question) - 1
+            if number := self._counted(scene, branch.qa):
+                counted.append((at + number[0], number[1], last))
             if branch.qa.kind in ("relation", "where") and len(found) == 2:
                 (_, a), (_, b) = found
                 way = ((b.cx - a.cx) / scene.width, (b.cy - a.cy) / scene.height)
@@ -189,6 +206,7 @@ class SceneEncoder:
                 shapes_asked.append((last, _SHAPE_ID[thing.shape], _COLOUR_ID[thing.colour]))
         ids = torch.tensor(tokens)
         answers = torch.tensor(shapes_asked, dtype=torch.long).view(-1, 3)
+        numbers = torch.tensor(counted, dtype=torch.long).view(-1, 3)
         patches, shapes, labels = [], [], []
         for sample, layout in zip(samples, plans, strict=True):
             pixels = views(sample.image, layout, config)
@@ -220,6 +238,9 @@ class SceneEncoder:
             asked=torch.tensor([at for at, _, _ in asked], dtype=torch.long),
             asked_way=torch.tensor([way for _, way, _ in asked], dtype=torch.float32).view(-1, 2),
             asked_side=torch.tensor([side for _, _, side in asked], dtype=torch.long),
+            counted=numbers[:, 0],
+            counted_number=numbers[:, 1],
+            counted_last=numbers[:, 2],
             shape_asked=answers[:, 0],
             shape_answer=answers[:, 1:],
             shape_words=self._shape_words,
