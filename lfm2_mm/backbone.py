@@ -100,7 +100,7 @@ class Backbone(nn.Module):
             x: Embeddings: `[b, t, d]` with `Whole`, packed rows `[n, d]` with `Ragged`.
             mixing: How these positions see each other, and where they stand.
         """
-        if isinstance(mixing, Ragged) and not torch.is_grad_enabled():
+        if isinstance(mixing, Ragged) and mixing.plain and not torch.is_grad_enabled():
             if (step := self._native_step()) is not None:
                 caches, counts = zip(*mixing.runs, strict=True)
                 hidden, states = step.run(x, caches, counts, mixing.marks)

@@ -268,6 +268,11 @@ class Ragged:
         self._masks: dict[int, Tensor] = {}
 
     @property
+    def plain(self) -> bool:
+        """Whether all caches are in fp32 or bf16, which is what native calls know."""
+        return all(cache.dtype in (torch.float32, torch.bfloat16) for cache, _ in self.runs)
+
+    @property
     def marks(self) -> list[tuple[int, ...]]:
         """Per sequence the numbers of its rows after which a snapshot is wanted."""
         return [tuple(kept) for kept in self._marked]

@@ -188,7 +188,7 @@ class DecodeStep:
         """
         call = native.function("lfm2_forward", _FORWARD, ctypes.c_int)
         dtype = caches[0].dtype if caches else torch.float32
-        fits = sum(counts) == len(x) and len(counts) == len(caches)
+        fits = sum(counts) == len(x) and len(counts) == len(caches) and min(counts, default=1) >= 1
         if call is None or not fits or dtype not in _DTYPES:
             raise ValueError(
                 f"a native call of {len(x)} rows over {len(caches)} caches in {dtype} is not "
@@ -196,6 +196,9 @@ class DecodeStep:
             )
         if not len(x):
             return x, []
+        groups = _alike(counts, sparse=any(part is not None for part in self._sparse))
+        if len(groups) > 1:
+            return self._in_turn(groups, x, caches, counts, marks)
         hidden = x.detach().to(torch.float32, copy=True).contiguous()
         wanted = [[*own, n] for own, n in zip(marks or [()] * len(counts), counts, strict=True)]
         table = _Sequences(self.config, caches, counts, wanted)
@@ -210,12 +213,40 @@ class DecodeStep:
             raise MemoryError("there is no memory left for a step of the backbone")
         return hidden.to(x.dtype), table.accept()
 
+    def _in_turn(
+        self,
+        groups: Sequence[Sequence[int]],
+        x: Tensor,
+        caches: Sequence[SequenceCache],
+        counts: Sequence[int],
+        marks: Sequence[Sequence[int]] | None,
+    ) -> tuple[Tensor, list[dict[int, dict[int, Tensor]]]]:
+        """`run` of each group of sequences, put together in the order of the sequences."""
+        pieces = list(torch.split(x, list(counts)))
+        states: list[dict[int, dict[int, Tensor]]] = [{} for _ in counts]
+        for group in groups:
+            own = [counts[i] for i in group]
+            hidden, kept = self.run(
+                torch.cat([pieces[i] for i in group]),
+                [caches[i] for i in group],
+                own,
+                None if marks is None else [marks[i] for i in group],
+            )
+            for i, rows, found in zip(group, torch.split(hidden, own), kept, strict=True):
+                pieces[i], states[i] = rows, found
+        return torch.cat(pieces), states
+
     def _bring(self, layer: int, experts: Sequence[int]) -> None:
         """Lay out experts that are chosen for the first time."""
         part, table = self._sparse[layer], self._tables[layer]
         assert part is not None and table is not None
         for expert in experts:
             ready = part.ready(expert)
+            if not all(weight.native for weight in ready):
+                raise ValueError(
+                    f"expert {expert} of layer {layer} was laid out for torch; switch native "
+                    "kernels on before a model is used, not afterwards"
+                )
             self._weights += ready
             table[expert] = torch.tensor([_table(one) for one in ready])
 
@@ -304,3 +335,31 @@ def _experts(part: SparsePart | None) -> Tensor | None:
 
 def _table(ready: Ready | None) -> int:
     return 0 if ready is None or ready.table is None else ready.table.data_ptr()
+
+
+_MANY_ROWS = 24
+"""From so many rows on products may be tiles in bf16 (`kAmxRows` of src/linear.h)."""
+
+
+def _alike(counts: Sequence[int], *, sparse: bool) -> list[list[int]]:
+    """Sequences that may share a call and still get the numbers that each gets alone.
+
+    Long prompts may be multiplied in tiles, other rows never, however many come together; which
+    rows of experts are depends on all rows of a call, so that there each prompt has its own.
+    """
+    groups: list[list[int]] = []
+    short: list[int] = []
+    rows = 0
+    for i, count in enumerate(counts):
+        if count >= _MANY_ROWS:
+            continue
+        if short and rows + count >= _MANY_ROWS:
+            groups.append(short)
+            short, rows = [], 0
+        short.append(i)
+        rows += count
+    groups += [short] if short else []
+    long = [i for i, count in enumerate(counts) if count >= _MANY_ROWS]
+    if sparse:
+        return groups + [[i] for i in long]
+    return groups + ([long] if long else [])

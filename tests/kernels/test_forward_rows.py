@@ -206,3 +206,45 @@ def test_packing_later_is_noticed() -> None:
     assert backbone._native_step() is not None or native.library() is None
     after, _ = run(backbone, rows(3), [SequenceCache(CONFIG)], [3])
     assert 0 < distance(after, before) < 0.05
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("config", [CONFIG, SPARSE], ids=["dense", "sparse"])
+def test_who_else_is_computed_changes_no_number(path: str, config: BackboneConfig) -> None:
+    take(path)
+    backbone = packed(config, *(("int4-g32", "int8") if config is CONFIG else ("int4-g32",)))
+    counts = [1, 40, 1, 3, 60, *[1] * 24]
+    past = [5, 0, 9, 2, 4, *[3] * 24]
+    together, alone = started(backbone, past), started(backbone, past)
+    x = rows(sum(counts))
+    found, _ = run(backbone, x, together, counts)
+    wanted = [
+        run(backbone, piece, [cache], [n])[0]
+        for piece, cache, n in zip(torch.split(x, counts), alone, counts, strict=True)
+    ]
+    if config is CONFIG:
+        assert torch.equal(found, torch.cat(wanted))
+        for one, other in zip(together, alone, strict=True):
+            for a, b in zip(one.buffers, other.buffers, strict=True):
+                assert torch.equal(a[:, :, : one.length], b[:, :, : one.length])
+    else:  # rows of one expert are added up in another order
+        apart = (found - torch.cat(wanted)).norm(dim=-1) / found.norm(dim=-1)
+        assert float(apart.median()) < 1e-5 and float(apart.max()) < NEAR
+
+
+def test_caches_in_half_precision_go_layer_by_layer() -> None:
+    backbone = packed(CONFIG, "int8").half()
+    cache = SequenceCache(CONFIG, dtype=torch.float16)
+    found, _ = run(backbone, rows(3).half(), [cache], [3])
+    assert cache.length == 3 and found.isfinite().all()
+
+
+def test_a_sequence_without_rows_is_refused() -> None:
+    backbone = packed(CONFIG, "int8")
+    step = decode_step(backbone)
+    if step is None:
+        assert "torch" in PATHS
+        return
+    caches = started(backbone, [1, 1])
+    with pytest.raises(ValueError, match="a native call of 2 rows over 2 caches"):
+        step.run(rows(2), caches, [0, 2])

@@ -198,6 +198,7 @@ constexpr int64_t kPairs = 16;  // of blocks of a weight that stay near together
 // Products of `n` rows with a weight; rows up to the next multiple of 32 are read.
 template <class Out>
 void multiply(const lfm2_weight &w, const float *bias, const Bytes &x, int64_t n, const Out &out) {
+    fence();
     alignas(64) int32_t sums[kPairs * 32 * 32];
     const int64_t blocks = w.blocks(), cols = w.cols, size = 16 * cols, steps = cols / 64;
     int64_t most = kPanel / (2 * size);

@@ -170,11 +170,13 @@ class Codebook:
         """Buckets of residuals of size 1: along their axes only where that loses less."""
         choices: list[tuple[Axes | None, NDArray[Any], NDArray[Any]]]
         choices = [(None, *_buckets(residuals, 1 << bits))]
-        if bits == 4 and self.dim % 4 == 0:
-            choices.append(_axes(residuals))
+        fitting, judging = residuals[::2], residuals[1::2]
+        # bytes hold two numbers, so that a quarter of the bytes must be an eighth of the axes
+        if bits == 4 and self.dim % 8 == 0 and len(fitting) >= 8 * self.dim:
+            choices.append(_axes(fitting))
         lost = []
         for self.axes, self.cutoffs, self.weights in choices:
-            lost.append(float(np.square(self._buckets_of(residuals)[1] - residuals).sum()))
+            lost.append(float(np.square(self._buckets_of(judging)[1] - judging).sum()))
         self.axes, self.cutoffs, self.weights = choices[int(np.argmin(lost))]
 
     def assign(self, rows: Float32[ndarray, "n d"]) -> Integer[ndarray, " n"]:
