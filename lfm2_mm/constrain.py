@@ -87,7 +87,8 @@ class Constraint:
             raise ConstraintError(
                 f"the JSON schema {_short(schema)} is not JSON: {error}; correct it there"
             ) from None
-        size = len(text.encode("utf-8", "surrogatepass"))
+        _check_text(text, "JSON schema")
+        size = len(text.encode())
         if size > MAX_SCHEMA_BYTES:
             raise ConstraintError(
                 f"the JSON schema has {size} bytes: use one of at most {MAX_SCHEMA_BYTES}"
@@ -101,6 +102,7 @@ class Constraint:
         Raises:
             ConstraintError: The pattern is too long.
         """
+        _check_text(pattern, "regular expression")
         if len(pattern) > MAX_REGEX_CHARS:
             raise ConstraintError(
                 f"the regular expression has {len(pattern)} characters: "
@@ -313,3 +315,13 @@ def _check_depth(schema: object) -> None:
             return
         level = inner
     raise _too_deep()
+
+
+def _check_text(text: str, what: str) -> None:
+    """Refuse a lone surrogate, which is half a character and cannot be written."""
+    bad = next((i for i, letter in enumerate(text) if "\ud800" <= letter <= "\udfff"), None)
+    if bad is not None:
+        raise ConstraintError(
+            f"the {what} has half a character, {ascii(text[bad])}, at place {bad}: "
+            "write whole characters"
+        )

@@ -369,7 +369,7 @@ def rank_correlation(found: Tensor, wanted: Tensor) -> float:
 def _speech(count: int, threads: int | None) -> Iterator[Row]:
     import lfm2_mm
     from lfm2_evals.speech import plain, utterances
-    from lfm2_evals.speech_answers import questions
+    from lfm2_evals.speech_answers import LONGEST, questions
 
     spoken = [audio for _, _, audio in utterances("both", count)]
     asked = [one.audio for one in questions("reworded", count)]
@@ -377,7 +377,7 @@ def _speech(count: int, threads: int | None) -> Iterator[Row]:
     def texts(form: str) -> tuple[list[str], list[str]]:
         model = lfm2_mm.load("nano-audio", device="cpu", threads=threads, quantize=form)
         heard = [plain(model.transcribe(audio).text) for audio in spoken]
-        replies = [model.reply(audio, temperature=0.0, max_frames=1).text for audio in asked]
+        replies = [model.reply(audio, temperature=0.0, max_frames=LONGEST).text for audio in asked]
         return heard, [plain(reply) for reply in replies]
 
     heard, answered = texts("none")

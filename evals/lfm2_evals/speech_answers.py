@@ -40,7 +40,7 @@ RIGHT_FLOOR, WORDS_FLOOR = 0.85, 0.15
 """Least share of answers that are right, most word errors in what is said; of the first set."""
 
 _SPLITS: dict[str, Split] = {"answers": "train", "reworded": "held_out"}
-_LONGEST = 120  # frames of an answer
+LONGEST = 120  # frames of an answer
 
 
 class Replying(Protocol):
@@ -183,7 +183,7 @@ def evaluate_answers(
     began = time.perf_counter()
     try:
         for one in asked:
-            reply = model.reply(one.audio, temperature=0.0, max_frames=_LONGEST)
+            reply = model.reply(one.audio, temperature=0.0, max_frames=LONGEST)
             run.answered.append(
                 Answered(
                     asked=one.text,

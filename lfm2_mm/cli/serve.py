@@ -6,7 +6,6 @@ Reads options and starts uvicorn; everything else is the server's own.
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from typing import Any
 
 import click
@@ -113,8 +112,12 @@ def serve(**params: Any) -> None:
         quiet=params["quiet"],
     )
     server = uvicorn.Server(config)
-    with suppress(KeyboardInterrupt):
+    try:
         server.run()
+    except KeyboardInterrupt:
+        return
+    except SystemExit:  # uvicorn's way of saying that it could not start
+        pass
     if not server.started:
         raise SettingError(
             f"nothing could be served on {options.host}:{options.port}, as the lines above say; "

@@ -147,7 +147,7 @@ def tools_of(body: ChatRequest) -> tuple[list[dict[str, Any]], dict[str, Any] | 
     if choice != "required":
         inner = choice.get("function") if isinstance(choice, dict) else None
         wanted = inner.get("name") if isinstance(inner, dict) else None
-        if wanted not in names:
+        if not isinstance(wanted, str) or wanted not in names:
             raise _refused(
                 "tool_choice",
                 f"tool_choice names {str(wanted)[:60]!r}, which is none of the tools "

@@ -74,11 +74,16 @@ class ApiError(Exception):
         return found | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
 
 
+def _sendable(text: str) -> str:
+    """Text that can be written as UTF-8: a lone surrogate of a caller becomes a question mark."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def body_of(problem: ApiError) -> dict[str, Any]:
     """The JSON body that OpenAI clients expect."""
     return {
         "error": {
-            "message": str(problem),
+            "message": _sendable(str(problem)),
             "type": _TYPES.get(problem.status, "server_error"),
             "param": problem.param,
             "code": problem.code,

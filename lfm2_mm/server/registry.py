@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import logging
 import time
 from collections.abc import Callable
@@ -104,6 +105,10 @@ class Registry:
             except Exception as problem:
                 served.state, served.problem = "failed", str(problem)
                 log.error("%s cannot be served: %s", served.id, problem)
+        # what lives as long as the server is left alone from now on: else a full collection waits
+        # for a quarter as many new objects, and errors keep requests and pictures until then
+        gc.collect()
+        gc.freeze()
 
     def _ready(self, served: Served) -> Any:
         model = self._load(served.name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Callable, Collection
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING
 
 from lfm2_mm.errors import FetchError
@@ -106,7 +107,9 @@ class PublicFetcher:
             request.url = url.copy_with(host=address)
             return request
 
-        self._client = httpx2.Client(transport=Checked(), trust_env=False)
+        # addresses take the place of names, so cookies would reach other hosts behind them
+        nothing = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+        self._client = httpx2.Client(transport=Checked(), trust_env=False, cookies=nothing)
 
     def __call__(self, url: str) -> bytes:
         """The bytes behind an http(s) or data URL.

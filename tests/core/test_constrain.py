@@ -195,6 +195,16 @@ def test_tokenizer_defaults_to_the_tokenizers(tokenizer: Tokenizer) -> None:
     assert grammar.allowed().shape == (tokenizer.vocab_size,)
 
 
+def test_half_characters_are_refused() -> None:
+    with pytest.raises(ConstraintError) as e:
+        Constraint.regex("a\ud800")
+    assert str(e.value) == (
+        "the regular expression has half a character, '\\ud800', at place 1: write whole characters"
+    )
+    with pytest.raises(ConstraintError, match="the JSON schema has half a character"):
+        Constraint.json_schema({"const": "\udfff"})
+
+
 @pytest.mark.parametrize(
     ("constraint", "message"),
     [

@@ -128,6 +128,15 @@ def test_axes_have_the_bits_where_tokens_differ() -> None:
     np.testing.assert_array_equal(values, book.levels.values(packed))
 
 
+@pytest.mark.parametrize("dim", [12, 20, 40])
+def test_any_dimension_is_trained_and_decoded(dim: int) -> None:
+    rows = np.random.default_rng(0).standard_normal((4000, dim)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    book = Codebook.train(rows.copy(), 64, 4)
+    assert book.axes is None or dim % 8 == 0
+    assert np.square(book.decode(*book.encode(rows)) - rows).sum(1).mean() < 0.1
+
+
 def test_the_kernel_for_4_bits_scores_what_axes_hold_but_for_the_last_bits() -> None:
     rows = skewed(3000)
     book = Codebook.train(rows.copy(), 256, 4)
@@ -147,7 +156,7 @@ def test_the_kernel_for_4_bits_scores_what_axes_hold_but_for_the_last_bits() -> 
 
 
 def test_an_older_codebook_is_read_without_axes(tmp_path: Path) -> None:
-    rows = skewed(500)
+    rows = skewed(3000)
     new = Codebook.train(rows.copy(), 256, 4)
     old = along_dimensions(new, rows)
     for name, book in (("new", new), ("old", old)):

@@ -52,6 +52,7 @@ _TICK = 0.02  # seconds between two looks at what is to be played
 _BUFFER = 60 * RATE * 2  # bytes that wait for a commit where turns are made by hand
 _SHORTEST = RATE // 10 * 2  # bytes of a turn, at least
 _PATIENCE = 1.0  # seconds in which an answer may be asked for before a turn is written down
+_GOODBYE = 5.0  # seconds for the last words to a client
 _UNREAD = 4096  # events that a slow client may leave unread
 _TOO_BIG, _TOO_SLOW, _GOING = 1009, 1008, 1000
 
@@ -156,10 +157,11 @@ class _Conversation:
         sender.cancel()
         await asyncio.gather(sender, return_exceptions=True)
         self._fail(problem)
-        with suppress(Exception):  # the client may be gone
-            while not self._events.empty():
-                await self._socket.send_text(self._written(self._events.get_nowait()))
-            await self._socket.close(code, str(problem)[:100])
+        with suppress(Exception):  # the client may be gone, or read nothing any more
+            async with asyncio.timeout(_GOODBYE):
+                while not self._events.empty():
+                    await self._socket.send_text(self._written(self._events.get_nowait()))
+                await self._socket.close(code, str(problem)[:100])
 
     async def _threaded(self, work: Callable[[], _T]) -> _T:
         return await self._loop_of_events.run_in_executor(threads(self._context), work)
@@ -200,7 +202,7 @@ class _Conversation:
 
     def _written(self, event: dict[str, Any] | say.VoiceEvent) -> str:
         if isinstance(event, dict):
-            return json.dumps(event, ensure_ascii=False)
+            return json.dumps(event)  # ASCII, so that a lone surrogate can be sent, too
         form = event.to_realtime()
         if isinstance(event, say.OutputAudioDelta) and event.rate != RATE:
             self._resampler = self._resampler or Resampler(event.rate)
@@ -212,7 +214,7 @@ class _Conversation:
             form["text"] = event.line()
         if form["type"].startswith("lfm2_mm."):
             form["at_ms"] = event.at_ms
-        return json.dumps(form, ensure_ascii=False)
+        return json.dumps(form)
 
     # -- what the user said, in writing ------------------------------------------------------
 

@@ -7,7 +7,6 @@ JSON forms of the Realtime API; no socket and no loop.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -249,8 +248,8 @@ def _mapping(given: Any, name: str) -> Mapping[str, Any]:
 
 
 def _number(given: Any, name: str, low: float, high: float) -> float:
-    fits = isinstance(given, int | float) and not isinstance(given, bool) and math.isfinite(given)
-    if not fits or not low <= given <= high:
+    fits = isinstance(given, int | float) and not isinstance(given, bool)
+    if not fits or not low <= given <= high:  # also not what is no number, and not infinity
         raise refused(
             name, f"{name} is {str(given)[:40]!r}; it must be a number from {low:g} to {high:g}"
         )

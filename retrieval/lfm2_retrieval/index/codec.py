@@ -170,9 +170,9 @@ class Codebook:
         """Buckets of residuals of size 1: along their axes only where that loses less."""
         choices: list[tuple[Axes | None, NDArray[Any], NDArray[Any]]]
         choices = [(None, *_buckets(residuals, 1 << bits))]
-        fitting, judging = residuals[::2], residuals[1::2]
+        fitting, judging = (np.ascontiguousarray(residuals[i::2]) for i in range(2))
         # bytes hold two numbers, so that a quarter of the bytes must be an eighth of the axes
-        if bits == 4 and self.dim % 8 == 0 and len(fitting) >= 8 * self.dim:
+        if bits == 4 and self.dim % 8 == 0 and len(fitting) >= 2 * self.dim:
             choices.append(_axes(fitting))
         lost = []
         for self.axes, self.cutoffs, self.weights in choices:

@@ -98,7 +98,7 @@ async def reranked(body: RerankRequest, request: Request) -> dict[str, Any]:
     for index, score in ranked:
         row: dict[str, Any] = {"index": index, "relevance_score": score}
         if body.return_documents:
-            row["document"] = {"text": texts[index]}
+            row["document"] = {"text": texts[index].encode("utf-8", "replace").decode()}
         results.append(row)
     return {"id": f"rerank-{uuid.uuid4().hex}", "model": served.id, "results": results}
 
