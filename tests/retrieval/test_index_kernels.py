@@ -156,7 +156,7 @@ def test_the_kernel_for_4_bits_scores_what_axes_hold_but_for_the_last_bits() -> 
 
 
 def test_an_older_codebook_is_read_without_axes(tmp_path: Path) -> None:
-    rows = skewed(3000)
+    rows = skewed(6000)
     new = Codebook.train(rows.copy(), 256, 4)
     old = along_dimensions(new, rows)
     for name, book in (("new", new), ("old", old)):

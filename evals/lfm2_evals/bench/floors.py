@@ -32,7 +32,7 @@ def memory_rate(threads: int) -> float:
     import torch
 
     with _threads(threads):
-        numbers = torch.ones(2**27, dtype=torch.int32)  # larger than the caches
+        numbers = torch.ones(2**27)  # larger than the caches; integers are added up one by one
         best = 0.0
         for _ in range(_TRIES):
             began = time.perf_counter()
