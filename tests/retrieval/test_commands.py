@@ -331,7 +331,7 @@ def test_the_plugin_is_what_the_command_line_expects() -> None:
     assert isinstance(plugin, plugins.Plugin)
     assert [command.name for command in plugin.commands] == ["index", "search"]
     assert "LiquidAI/LFM2" in plugin.notes["nano-colbert"]
-    assert list(plugin.recipes) == ["nano-colbert"]
+    assert list(plugin.recipes) == ["nano-colbert", "nano-colbert-more"]
 
 
 def test_the_demo_asks_the_shipped_documents(

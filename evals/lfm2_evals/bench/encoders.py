@@ -40,8 +40,9 @@ class Ours:
 
         import lfm2_mm
 
-        config = json.loads((Path(folder) / "config.json").read_text("utf-8"))
-        dtype = None if "quantization_config" in config else "bfloat16"
+        config = Path(folder) / "config.json"
+        packed = config.is_file() and "quantization_config" in json.loads(config.read_text("utf-8"))
+        dtype = None if packed else "bfloat16"
         self.model = lfm2_mm.load(folder, device="cpu", dtype=dtype, threads=threads)
         return {"lfm2_mm": lfm2_mm.__version__, "torch": str(torch.__version__)}
 
