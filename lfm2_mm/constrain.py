@@ -37,7 +37,7 @@ MAX_SCHEMA_DEPTH = 64
 MAX_REGEX_CHARS = 4096
 
 # Between JSON tokens: enough for an indented answer, too little to go on with blanks for ever.
-_JSON_BLANKS = r"[\x20\x0A\x0D\x09]{1,32}"
+_JSON_BLANKS = r"(\x20{1,2}|\x0D?\x0A[\x20\x09]{0,32})"
 
 _FORMATS = "text, json_object, json_schema or regex"
 

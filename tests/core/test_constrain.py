@@ -167,9 +167,9 @@ def test_impossible_tokens_are_refused_and_change_nothing(tokenizer: Tokenizer) 
 def test_blanks_between_json_tokens_are_bounded(tokenizer: Tokenizer) -> None:
     grammar = start(Constraint.json(), tokenizer)
     feed(grammar, tokenizer, '{\n  "a": 1,')
-    blanks = " " * 32
-    feed(grammar, tokenizer, blanks)
+    feed(grammar, tokenizer, "\n" + " " * 32)
     assert not grammar.allowed()[tokenizer.hf.convert_tokens_to_ids("Ġ")]
+    assert not grammar.allowed()[tokenizer.hf.convert_tokens_to_ids("Ċ")]
 
 
 def test_two_grammars_are_independent_and_share_the_tokenizer(

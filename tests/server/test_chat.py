@@ -105,7 +105,9 @@ def test_json_schema_is_followed(client: openai.OpenAI) -> None:
 )
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_tool_call_can_be_demanded(client: openai.OpenAI, choice: Any, stream: bool) -> None:
-    answer = ask(client, tools=[PAINT], tool_choice=choice, stream=stream)
+    answer = ask(
+        client, tools=[PAINT], tool_choice=choice, stream=stream, max_completion_tokens=256
+    )
     if stream:
         chunks = list(answer)
         calls = [call for c in chunks for call in c.choices[0].delta.tool_calls or ()]
