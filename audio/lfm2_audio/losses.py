@@ -16,31 +16,10 @@ from torch import Tensor, nn
 
 from lfm2_audio.training import BLANK, SpeechBatch
 from lfm2_mm.backbone import Backbone
-from lfm2_mm.mixing import Whole
-from lfm2_mm.train.attention import plain_attention
+from lfm2_mm.train.attention import PlainWhole
 from lfm2_mm.train.objectives import IGNORE, next_token_loss
 
-__all__ = ["Causal", "WordHead", "collapsed", "ctc_loss", "row_loss", "text_loss", "text_rows"]
-
-
-class Causal(Whole):
-    """A causal batch padded behind its ends, with the attention that trains fast on a CPU."""
-
-    def __init__(self, batch: int, time: int, *, device: torch.device | str = "cpu") -> None:
-        super().__init__(batch, time, device=device)
-        forbidden = torch.full((time, time), -1e4, device=device).triu(1)
-        self._forbidden = forbidden[None, None]
-
-    def attend(
-        self,
-        layer: int,
-        q: Float[Tensor, "b t h e"],
-        k: Float[Tensor, "b t g e"],
-        v: Float[Tensor, "b t g e"],
-    ) -> Float[Tensor, "b t h e"]:
-        """See `lfm2_mm.mixing.Mixing.attend`."""
-        heads = (x.transpose(1, 2) for x in (q, k, v))
-        return plain_attention(*heads, bias=self._forbidden).transpose(1, 2)
+__all__ = ["WordHead", "collapsed", "ctc_loss", "row_loss", "text_loss", "text_rows"]
 
 
 class WordHead(nn.Module):
@@ -143,7 +122,7 @@ def text_loss(
 ) -> Float[Tensor, ""]:
     """Mean cross-entropy of the answers' tokens, given the sound."""
     x, ids = text_rows(backbone, rows, counts, batch.before, batch.after)
-    hidden = backbone(x, Causal(*ids.shape, device=x.device))
+    hidden = backbone(x, PlainWhole(*ids.shape, device=x.device))
     targets = torch.full_like(ids, IGNORE)
     targets[:, :-1] = ids[:, 1:]
     # the prompt is no answer: it ends where the sound and the lead behind it end

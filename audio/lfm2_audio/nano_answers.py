@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lfm2_audio.config import END_OF_AUDIO
-from lfm2_audio.losses import Causal
 from lfm2_audio.nano import CONFIG
 from lfm2_audio.nano_data import data
 from lfm2_audio.nano_dialogues import (
@@ -37,6 +36,7 @@ from lfm2_audio.nano_scores import held_out_scores
 from lfm2_audio.nano_voice import Speaker, averaged
 from lfm2_audio.speech.questions import UNKNOWN, answer, question
 from lfm2_audio.speech.sentences import sentence
+from lfm2_mm.train.attention import PlainWhole
 from lfm2_mm.train.objectives import IGNORE
 from lfm2_mm.train.trainer import Schedule, Trainer
 
@@ -138,7 +138,7 @@ def dialogue_loss(model: Speaker, batch: DialogueBatch) -> tuple[Tensor, dict[st
     spoken = bool(batch.framed.any())
     if spoken:
         x = torch.where(batch.framed[..., None], voice.frames(batch.codes).to(x.dtype), x)
-    hidden = lfm(x, Causal(*batch.ids.shape))[:, :-1]
+    hidden = lfm(x, PlainWhole(*batch.ids.shape))[:, :-1]
     table = lfm.embed_tokens.weight
     written = (batch.ids != IGNORE) & batch.answered
     scores = F.linear(hidden[written[:, 1:]], table).float()

@@ -14,11 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from lfm2_audio.losses import Causal, collapsed, text_rows
+from lfm2_audio.losses import collapsed, text_rows
 from lfm2_audio.nano_data import tokenizer
 from lfm2_audio.speech.manifest import EVAL_SETS
 from lfm2_audio.speech.sentences import lexicon
 from lfm2_audio.training import ANSWER, END, PROMPT, Features, normalised
+from lfm2_mm.train.attention import PlainWhole
 
 if TYPE_CHECKING:
     from lfm2_audio.nano import Recogniser
@@ -58,7 +59,7 @@ def heard(
     done = torch.zeros(len(rows), dtype=torch.bool)
     for _ in range(longest):
         x, ids = text_rows(model.lfm, padded, counts, before, after)
-        hidden = model.lfm(x, Causal(*ids.shape))
+        hidden = model.lfm(x, PlainWhole(*ids.shape))
         last = len(before) + counts + after.shape[1] - 1
         scores = hidden[torch.arange(len(rows)), last] @ model.lfm.embed_tokens.weight.T
         token = torch.where(done, end[0], scores.argmax(-1))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lfm2_audio.config import END_OF_AUDIO
 from lfm2_audio.griffin_lim import GriffinLim
-from lfm2_audio.losses import Causal, text_loss
+from lfm2_audio.losses import text_loss
 from lfm2_audio.nano import Recogniser, Voice, build
 from lfm2_audio.nano_data import assistant, codec, data, sound_classes, tokenizer
 from lfm2_audio.nano_scores import held_out_scores
@@ -26,6 +26,7 @@ from lfm2_audio.prompts import DEFAULT_VOICE, tts_prompt
 from lfm2_audio.quick import equal_rows
 from lfm2_audio.speech.sentences import sentence
 from lfm2_audio.training import END, Mix, SpeechBatch, SpeechEncoder
+from lfm2_mm.train.attention import PlainWhole
 from lfm2_mm.train.objectives import IGNORE
 from lfm2_mm.train.trainer import Schedule, Trainer
 
@@ -161,7 +162,7 @@ def read_loss(model: Speaker, batch: ReadingBatch) -> tuple[Tensor, dict[str, fl
     lfm, voice = model.hearing.lfm, model.voice
     embedded = lfm.embed(batch.ids.clamp(min=0))
     x = torch.where(batch.framed[..., None], voice.frames(batch.codes), embedded)
-    hidden = lfm(x, Causal(*batch.ids.shape))[:, :-1]
+    hidden = lfm(x, PlainWhole(*batch.ids.shape))[:, :-1]
     place = torch.arange(batch.ids.shape[1])
     answered = place >= batch.starts[:, None]
     next_token = (batch.ids != IGNORE) & answered
@@ -209,7 +210,7 @@ def speak(model: Speaker, text: str, *, longest: int = 50, named: bool = False) 
     said: list[Tensor] = []
     for _ in range(longest):
         x = torch.cat(rows)[None]
-        hidden = lfm(x, Causal(1, x.shape[1]))[0, -1:]
+        hidden = lfm(x, PlainWhole(1, x.shape[1]))[0, -1:]
         frame = voice.depthformer.frames(hidden, lambda _, scores: scores.argmax(-1))
         if int(frame[0, 0]) == END_OF_AUDIO:
             break

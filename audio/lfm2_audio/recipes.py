@@ -5,13 +5,12 @@ Imported for `--help`, so nothing here imports torch before a recipe runs.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 from lfm2_mm.cli.plugins import Recipe
-from lfm2_mm.errors import InputError
+from lfm2_mm.train.runs import begin_run, note_run
 
 __all__ = [
     "RECIPES",
@@ -46,16 +45,17 @@ def train_nano_audio(
     """
     from lfm2_audio import nano
 
-    begun = {} if fresh else _begun(folder)
-    _check(folder, begun, steps=steps, seed=seed)
-    if fresh:
-        _clear(folder)
+    length, chosen = begin_run(
+        folder,
+        steps=steps,
+        seed=seed,
+        fresh=fresh,
+        length=nano.MORE_STEPS if more else nano.STEPS,
+    )
     make = nano.recipe_more if more else nano.recipe
-    length = steps or begun.get("steps") or (nano.MORE_STEPS if more else nano.STEPS)
-    chosen = begun.get("seed") if seed is None else seed
     plan = make(length) if chosen is None else make(length, chosen)
     start, voice = nano.embedded() if more else (None, None)
-    _note(folder, steps=length, seed=plan.seed)
+    note_run(folder, steps=length, seed=plan.seed)
     say(f"nano-audio: {length:,} steps, in {folder}; Ctrl-C keeps a checkpoint to go on from")
     model = nano.train(plan, folder, until=until, device=device, start=start, say=say)
     nano.export(model, folder / "model", nano.codec(folder / "data", say=say), voice)
@@ -177,47 +177,7 @@ def _started(
     folder: Path, length: int, of: int, steps: int | None, seed: int | None, fresh: bool
 ) -> tuple[int, int]:
     """Length and seed of a run that begins or goes on; `length` and `of` where nothing says."""
-    begun = {} if fresh else _begun(folder)
-    _check(folder, begun, steps=steps, seed=seed)
-    if fresh:
-        _clear(folder)
-    length = steps or begun.get("steps") or length
-    chosen = begun.get("seed", of) if seed is None else seed
-    _note(folder, steps=length, seed=chosen)
-    return length, chosen
-
-
-def _begun(folder: Path) -> dict[str, int]:
-    """Length and seed of the run in a folder, if there is one."""
-    if not (folder / "trainer.safetensors").exists() or not (folder / "run.json").exists():
-        return {}
-    try:
-        found: dict[str, int] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        why = " ".join(str(error).split())
-        raise InputError(
-            f"the run in {str(folder)!r} cannot be read ({why}); begin anew with --fresh"
-        ) from None
-    return found
-
-
-def _check(folder: Path, begun: Mapping[str, int], **asked: int | None) -> None:
-    """Refuse to go on with a run that was begun otherwise."""
-    for name, wanted in asked.items():
-        if wanted is not None and begun.get(name, wanted) != wanted:
-            raise InputError(
-                f"the run in {str(folder)!r} has {name} {begun[name]}, not {wanted}; go on without "
-                f"--{name}, or begin anew with --fresh or another --out"
-            )
-
-
-def _clear(folder: Path) -> None:
-    """Remove a run, but not its data."""
-    for name in ("trainer.safetensors", "run.json", "log.jsonl", "scores.jsonl"):
-        (folder / name).unlink(missing_ok=True)
-
-
-def _note(folder: Path, **facts: int) -> None:
-    """Write down what the folder's run is."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+    length, chosen = begin_run(folder, steps=steps, seed=seed, fresh=fresh, length=length)
+    seed = of if chosen is None else chosen
+    note_run(folder, steps=length, seed=seed)
+    return length, seed

@@ -7,10 +7,16 @@ no mask logic: the caller brings a bias.
 
 from __future__ import annotations
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-__all__ = ["plain_attention"]
+from lfm2_mm.mixing import Whole
+
+__all__ = ["FORBIDDEN", "PlainWhole", "plain_attention"]
+
+FORBIDDEN = -1e4
+"""A score no softmax notices; finite, so that bf16 stays exact."""
 
 
 def plain_attention(
@@ -36,3 +42,35 @@ def plain_attention(
         scores = scores.view(batch, groups, -1, k.shape[2])
     out: Tensor = (scores.softmax(-1, dtype=scores.dtype) @ v).view(q.shape)
     return out
+
+
+class PlainWhole(Whole):
+    """`Whole` with this attention; arguments as there. Padding behind the ends needs no mask."""
+
+    def __init__(
+        self,
+        batch: int,
+        time: int,
+        *,
+        mask: Bool[Tensor, "b t"] | None = None,
+        causal: bool = True,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(batch, time, mask=mask, causal=causal, device=device)
+        allowed = torch.ones(1, 1, time, time, dtype=torch.bool, device=device)
+        if causal:
+            allowed = allowed.tril()
+        if mask is not None:
+            allowed = allowed & mask[:, None, None, :]
+        self._scores = torch.where(allowed, 0.0, FORBIDDEN)
+
+    def attend(
+        self,
+        layer: int,
+        q: Float[Tensor, "b t h e"],
+        k: Float[Tensor, "b t g e"],
+        v: Float[Tensor, "b t g e"],
+    ) -> Float[Tensor, "b t h e"]:
+        """See `lfm2_mm.mixing.Mixing.attend`."""
+        heads = (x.transpose(1, 2) for x in (q, k, v))
+        return plain_attention(*heads, bias=self._scores).transpose(1, 2)

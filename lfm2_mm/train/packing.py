@@ -17,12 +17,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from lfm2_mm.train.attention import plain_attention
+from lfm2_mm.train.attention import FORBIDDEN, plain_attention
 
 __all__ = ["Branched"]
 
 
-_FORBIDDEN = -1e4  # a score no softmax notices; finite, so that bf16 stays exact
 _GROUP = 64  # branches attended to at once, each padded to the longest of them
 
 
@@ -81,7 +80,7 @@ class Branched:
         start = 0
         for length, same in groupby(prefixes):
             count = len(list(same))
-            bias = torch.full((length, length), _FORBIDDEN).triu(1)[None, None]
+            bias = torch.full((length, length), FORBIDDEN).triu(1)[None, None]
             self._prefixes.append((start, count, length, bias))
             start += count * length
         whole = runs[len(prefixes) :]
@@ -140,8 +139,8 @@ def _group(runs: Sequence[tuple[int, int, range]]) -> _Group:
     rows = torch.zeros(len(runs), width, dtype=torch.long)
     seen = torch.zeros(len(runs), past + width, dtype=torch.long)
     real = torch.zeros(len(runs), width, dtype=torch.bool)
-    bias = torch.full((len(runs), 1, width, past + width), _FORBIDDEN)
-    causal = torch.full((width, width), _FORBIDDEN).triu(1)
+    bias = torch.full((len(runs), 1, width, past + width), FORBIDDEN)
+    causal = torch.full((width, width), FORBIDDEN).triu(1)
     bias[:, 0, :, past:] = causal
     for i, (start, length, before) in enumerate(runs):
         rows[i, :length] = torch.arange(start, start + length)

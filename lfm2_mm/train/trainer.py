@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lfm2_mm.errors import InputError
 from lfm2_mm.train.memory import keep_freed_memory
 
 __all__ = ["Schedule", "Trainer"]
@@ -166,12 +167,27 @@ class Trainer:
         os.replace(part, self.folder / "trainer.safetensors")
 
     def resume(self) -> bool:
-        """Continue from the folder's checkpoint, if there is one; says whether there was."""
+        """Continue from the folder's checkpoint, if there is one; says whether there was.
+
+        Raises:
+            InputError: if it cannot be read, or is of another model.
+        """
         path = self.folder / "trainer.safetensors"
         if not path.exists():
             return False
+        try:
+            self._restore(path)
+        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
+            why = " ".join(str(error).split())
+            raise InputError(
+                f"the checkpoint in {str(self.folder)!r} cannot be read ({why}); begin anew with "
+                "--fresh"
+            ) from None
+        return True
+
+    def _restore(self, path: Path) -> None:
         with safe_open(path, framework="pt") as file, torch.no_grad():
-            self.step = int(file.metadata()["step"])
+            step = int((file.metadata() or {})["step"])
             names = set(file.keys())
             for name, p, mean in zip(self.names, self.params, self.mean, strict=True):
                 p.copy_(file.get_tensor(f"weight.{name}"))
@@ -181,7 +197,7 @@ class Trainer:
                         key: file.get_tensor(f"{key}.{name}").to(p.device)
                         for key in ("step", "exp_avg", "exp_avg_sq")
                     }
-        return True
+        self.step = step
 
     def _log(self, row: dict[str, Any], say: Callable[[str], None]) -> None:
         row["lr"] = round(self.schedule.rate(self.step), 7)

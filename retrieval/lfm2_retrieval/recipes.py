@@ -5,14 +5,13 @@ Imported for `--help`, so nothing here imports torch before a recipe runs.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lfm2_mm.cli.plugins import Recipe
-from lfm2_mm.errors import InputError
+from lfm2_mm.train.runs import begin_run, note_run
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -88,18 +87,14 @@ def _train(
     from lfm2_retrieval import nano
     from lfm2_retrieval.corpus.build import held_out
 
-    begun = {} if fresh else _begun(folder)
-    for name, wanted in (("steps", steps), ("seed", seed)):
-        if wanted is not None and begun.get(name, wanted) != wanted:
-            raise InputError(
-                f"the run in {str(folder)!r} has {name} {begun[name]}, not {wanted}; go on without "
-                f"--{name}, or begin anew with --fresh or another --out"
-            )
-    if fresh:
-        for name in ("trainer.safetensors", "log.jsonl", "scores.jsonl", "tokenizer.json"):
-            (folder / name).unlink(missing_ok=True)
-    length = steps or begun.get("steps") or (nano.MORE_STEPS if more else nano.STEPS)
-    chosen = begun.get("seed") if seed is None else seed
+    length, chosen = begin_run(
+        folder,
+        steps=steps,
+        seed=seed,
+        fresh=fresh,
+        length=nano.MORE_STEPS if more else nano.STEPS,
+        also=("tokenizer.json",),
+    )
     recipe = nano.more if more else nano.recipe
     plan = recipe(length) if chosen is None else recipe(length, chosen)
     concepts = _concepts(folder, say)
@@ -108,9 +103,7 @@ def _train(
         begin, tokenizer = nano.embedded()
     else:
         tokenizer = _tokenizer(folder, concepts, say)
-    (folder / "run.json").write_text(
-        json.dumps({"steps": length, "seed": plan.seed}) + "\n", encoding="utf-8"
-    )
+    note_run(folder, steps=length, seed=plan.seed)
     name = "nano-colbert-more" if more else "nano-colbert"
     say(f"{name}: {length:,} steps, in {folder}; Ctrl-C keeps a checkpoint to go on from")
     model = nano.train(
@@ -192,20 +185,6 @@ def _card() -> str:
             "",
         ]
     )
-
-
-def _begun(folder: Path) -> dict[str, int]:
-    """Length and seed of the run in a folder; empty if there is none."""
-    if not (folder / "trainer.safetensors").exists():
-        return {}
-    try:
-        found: dict[str, int] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        return {name: int(found[name]) for name in ("steps", "seed")}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        why = " ".join(str(error).split())
-        raise InputError(
-            f"run.json in {str(folder)!r} cannot be read ({why}); begin anew with --fresh"
-        ) from None
 
 
 RECIPES: Mapping[str, Recipe] = {

@@ -17,12 +17,9 @@ from torch import Tensor, nn
 
 from lfm2_mm.backbone import Backbone
 from lfm2_mm.config import BackboneConfig
-from lfm2_mm.mixing import Whole
-from lfm2_mm.train.attention import plain_attention
+from lfm2_mm.train.attention import PlainWhole
 
 __all__ = ["PairBatch", "Retriever", "Side", "in_batch_scores", "pad_side", "pair_loss"]
-
-_FORBIDDEN = -1e4  # a score no softmax notices; finite, so that bf16 stays exact
 
 
 @dataclass
@@ -83,26 +80,6 @@ def pad_side(rows: Sequence[Sequence[int]], *, pad: int, skipped: frozenset[int]
     return Side(ids, torch.arange(time) < lengths[:, None], kept)
 
 
-class _Padded(Whole):
-    """`Whole` with the attention that trains fast on a CPU."""
-
-    def __init__(self, mask: Bool[Tensor, "b t"]) -> None:
-        super().__init__(*mask.shape, mask=mask, causal=False, device=mask.device)
-        allowed = mask[:, None, None, :].expand(-1, -1, mask.shape[1], -1)
-        self._scores = torch.where(allowed, 0.0, _FORBIDDEN)
-
-    def attend(
-        self,
-        layer: int,
-        q: Float[Tensor, "b t h e"],
-        k: Float[Tensor, "b t g e"],
-        v: Float[Tensor, "b t g e"],
-    ) -> Float[Tensor, "b t h e"]:
-        """See `lfm2_mm.mixing.Mixing.attend`."""
-        heads = (x.transpose(1, 2) for x in (q, k, v))
-        return plain_attention(*heads, bias=self._scores).transpose(1, 2)
-
-
 class Retriever(nn.Module):
     """A bidirectional backbone and one linear projection: a unit vector for each token.
 
@@ -118,7 +95,9 @@ class Retriever(nn.Module):
 
     def forward(self, side: Side) -> Float[Tensor, "n t k"]:
         """Vectors of every position; those of padding mean nothing."""
-        hidden = self.backbone(self.backbone.embed(side.ids), _Padded(side.mask))
+        mask = side.mask
+        mixing = PlainWhole(*mask.shape, mask=mask, causal=False, device=mask.device)
+        hidden = self.backbone(self.backbone.embed(side.ids), mixing)
         return F.normalize(self.dense(hidden).float(), dim=-1)
 
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from lfm2_audio import nano
-from lfm2_audio.losses import Causal, WordHead, collapsed, ctc_loss, row_loss, text_rows
+from lfm2_audio.losses import WordHead, collapsed, ctc_loss, row_loss, text_rows
 from lfm2_audio.nano_data import MEL, SOUNDS, analyse, tokenizer, word_tokens
 from lfm2_audio.nano_scores import heard, word_errors
 from lfm2_audio.speech.manifest import record, training
@@ -19,6 +19,7 @@ from lfm2_audio.speech.sentences import lexicon
 from lfm2_audio.speech.voices import Voice
 from lfm2_audio.training import BLANK, Features, Mix, SpeechEncoder, normalised
 from lfm2_mm.mixing import Whole
+from lfm2_mm.train.attention import PlainWhole
 from lfm2_mm.train.objectives import IGNORE
 
 
@@ -140,7 +141,7 @@ def test_causal_is_whole() -> None:
     x = torch.randn(2, 7, 160)
     with torch.no_grad():
         wanted = model.lfm(x, Whole(2, 7))
-        found = model.lfm(x, Causal(2, 7))
+        found = model.lfm(x, PlainWhole(2, 7))
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lfm2_mm.errors import InputError
 from lfm2_mm.train.trainer import Schedule, Trainer
 
 STEPS = 12
@@ -151,6 +152,22 @@ def test_signals_keep_a_checkpoint_also_where_a_shell_ignores_them(
         signal.signal(number, before)
     resumed = trainer(tmp_path)
     assert resumed.resume() and resumed.step == 3
+
+
+@pytest.mark.parametrize("broken", ["other", "cut"])
+def test_a_checkpoint_of_another_model_is_refused_in_one_sentence(
+    broken: str, tmp_path: Path
+) -> None:
+    run(trainer(tmp_path), 2)
+    path = tmp_path / "trainer.safetensors"
+    if broken == "cut":
+        path.write_bytes(path.read_bytes()[:50])
+    made = trainer(tmp_path)
+    if broken == "other":
+        made.names[0] = "another.weight"
+    with pytest.raises(InputError, match=r"the checkpoint in .* cannot be read \(.+\); begin anew"):
+        made.resume()
+    assert made.step == 0
 
 
 def test_an_interrupted_backward_pass_leaves_no_gradients(tmp_path: Path) -> None:

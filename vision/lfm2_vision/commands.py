@@ -16,6 +16,7 @@ from lfm2_mm.cli import terminal
 from lfm2_mm.cli.plugins import Answered, Demo, Plugin, Recipe
 from lfm2_mm.cli.sources import Attachment
 from lfm2_mm.errors import InputError, SettingError
+from lfm2_mm.train.runs import begin_run, note_run
 from lfm2_vision.draw import draw_boxes, draw_tiles
 from lfm2_vision.frontend import ImageEncoder
 from lfm2_vision.grounding import parse_boxes
@@ -178,59 +179,23 @@ def train_nano_vl(
     """
     from lfm2_vision import nano
 
-    begun = {} if fresh else _begun(folder)
-    for name, wanted in (("steps", steps), ("seed", seed)):
-        if wanted is not None and begun.get(name, wanted) != wanted:
-            raise InputError(
-                f"the run in {str(folder)!r} has {name} {begun[name]}, not {wanted}; go on without "
-                f"--{name}, or begin anew with --fresh or another --out"
-            )
-    if fresh:
-        for name in ("trainer.safetensors", "log.jsonl", "scores.jsonl"):
-            (folder / name).unlink(missing_ok=True)
+    length, chosen = begin_run(
+        folder,
+        steps=steps,
+        seed=seed,
+        fresh=fresh,
+        length=nano.MORE_STEPS if more else nano.STEPS,
+    )
     make = nano.recipe_more if more else nano.recipe
-    length = steps or begun.get("steps") or (nano.MORE_STEPS if more else nano.STEPS)
-    chosen = begun.get("seed") if seed is None else seed
     plan = make(length) if chosen is None else make(length, chosen)
     start = nano.embedded() if more else None
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_run(folder, length, plan.seed)
+    note_run(folder, steps=length, seed=plan.seed)
     say(f"nano-vl: {length:,} steps, in {folder}; Ctrl-C keeps a checkpoint to go on from")
     model = nano.train(
         plan, folder, until=until, device=device, workers=workers, start=start, say=say
     )
     nano.export(model, folder / "model")
     return folder / "model"
-
-
-def _begun(folder: Path) -> dict[str, int]:
-    """Length and seed of the run in a folder, as far as they can be told."""
-    import json
-
-    from safetensors import SafetensorError, safe_open
-
-    checkpoint = folder / "trainer.safetensors"
-    if not checkpoint.exists():
-        return {}
-    found: dict[str, int] = {}
-    try:
-        with safe_open(checkpoint, framework="numpy") as file:
-            found["steps"] = json.loads((file.metadata() or {})["schedule"])["steps"]
-        if (folder / "run.json").exists():
-            found |= json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
-        why = " ".join(str(error).split())
-        raise InputError(
-            f"the checkpoint in {str(folder)!r} cannot be read ({why}); begin anew with --fresh"
-        ) from None
-    return found
-
-
-def _write_run(folder: Path, steps: int, seed: int) -> None:
-    import json
-
-    text = json.dumps({"steps": steps, "seed": seed}) + "\n"
-    (folder / "run.json").write_text(text, encoding="utf-8")
 
 
 plugin = VisionPlugin()

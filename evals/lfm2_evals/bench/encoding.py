@@ -9,7 +9,6 @@ torch until it runs.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -217,15 +216,7 @@ def measure(plan: Plan, *, progress: Progress | None = None) -> EncodingBench:
 
 
 def _check_peer(python: str) -> None:
-    code = "import importlib.util as u, sys; sys.exit(u.find_spec('sentence_transformers') is None)"
-    try:
-        done = subprocess.run(
-            [python, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, timeout=120
-        )
-        missing = done.returncode != 0
-    except (OSError, subprocess.TimeoutExpired):
-        missing = True
-    if missing:
+    if not bench.can_import(python, "sentence_transformers"):
         raise MissingExtra(
             f"{python!r} cannot import sentence-transformers; install `sentence-transformers>=6.2` "
             "there, name another interpreter with --peer-python, or measure ours only with --alone"

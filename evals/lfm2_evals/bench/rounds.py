@@ -19,7 +19,16 @@ from typing import Any
 
 from lfm2_mm.errors import Lfm2Error
 
-__all__ = ["Measurement", "Spread", "Worker", "interleave", "machine", "ratios", "spread"]
+__all__ = [
+    "Measurement",
+    "Spread",
+    "Worker",
+    "can_import",
+    "interleave",
+    "machine",
+    "ratios",
+    "spread",
+]
 
 Case = Mapping[str, Any]
 
@@ -209,3 +218,15 @@ def _processor() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names and names[0] else platform.processor() or platform.machine()
+
+
+def can_import(python: str, module: str) -> bool:
+    """Whether an interpreter is there and finds a module; nothing of the module is run."""
+    code = f"import importlib.util as u, sys; sys.exit(u.find_spec({module!r}) is None)"
+    try:
+        done = subprocess.run(
+            [python, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, timeout=120
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0

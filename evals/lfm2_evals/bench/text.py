@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -316,15 +315,7 @@ def measure(
 
 
 def _check(python: str, module: str) -> None:
-    code = f"import importlib.util as u, sys; sys.exit(u.find_spec({module!r}) is None)"
-    try:
-        done = subprocess.run(
-            [python, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, timeout=120
-        )
-        missing = done.returncode != 0
-    except (OSError, subprocess.TimeoutExpired):
-        missing = True
-    if missing:
+    if not bench.can_import(python, module):
         raise MissingExtra(
             f"{python!r} cannot import {module}; install it there (make bench-text does), name "
             "another interpreter, or leave the side out with --side"
