@@ -70,7 +70,7 @@ SPEC = RetrieverSpec(
 )
 
 STEPS = 8000
-"""Length of the recipe: about an hour on one free core."""
+"""Length of the recipe: two hours on one of two cores, eight other programs beside it."""
 
 MORE_STEPS = 1500
 """Length of the recipe that goes on from the embedded weights."""

@@ -130,7 +130,7 @@ class Recipe:
 
 
 STEPS = 9000
-"""Length of the recipe from nothing: two hours on two cores with AMX, minutes on a GPU."""
+"""Length of the recipe from nothing. It was never run to its end: docs/LOG.md has the lineage."""
 MORE_STEPS = 7000
 """Length of the recipe that goes on from the embedded weights."""
 
