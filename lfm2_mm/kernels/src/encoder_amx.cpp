@@ -7,7 +7,8 @@
 #include "linear.h"
 
 #if defined(__x86_64__)
-#include <immintrin.h>
+#include "carver.h"
+#include "encoder_rows.h"
 
 // As native Python code fills it in. Weights are int8 with one scale a row.
 struct lfm2_encoder_layer {
@@ -26,115 +27,6 @@ constexpr int64_t kPanel = 384 << 10;  // bytes of weights that stay near meanwh
 constexpr int64_t kSteps = 12;         // of 64 inputs: the activations that stay nearest
 constexpr int64_t kKeys = 256;         // whose scores are known before any value is read
 constexpr float kFar = -1e30f;
-
-inline void fence() { __asm__ volatile("" ::: "memory"); }
-
-struct alignas(64) TileConfig {
-    uint8_t palette = 1, start = 0, reserved[14] = {};
-    uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-size_t aligned(int64_t bytes) { return (static_cast<size_t>(bytes) + 63) / 64 * 64; }
-int64_t up_to(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-
-struct Carver {
-    char *at;
-    template <class T>
-    T *take(int64_t count) {
-        T *piece = reinterpret_cast<T *>(at);
-        at += aligned(count * static_cast<int64_t>(sizeof(T)));
-        return piece;
-    }
-};
-
-inline __mmask16 first_of(int64_t count) {
-    return count >= 16 ? 0xffff : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
-}
-
-inline __m512 load(const float *from, __mmask16 real) { return _mm512_maskz_loadu_ps(real, from); }
-inline __m512 load(const uint16_t *from, __mmask16 real) {
-    const __m256i halves = _mm256_maskz_loadu_epi16(real, from);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
-}
-inline void store(uint16_t *to, __mmask16 real, __m512 value) {
-    _mm256_mask_storeu_epi16(to, real, (__m256i)_mm512_cvtneps_pbh(value));
-}
-inline __m512 scales(const uint16_t *from) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from)));
-}
-
-// 2^x within 5e-5 of its value; 0 far below.
-inline __m512 power(__m512 x) {
-    const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const __m512 rest = _mm512_sub_ps(x, whole);
-    __m512 y = _mm512_set1_ps(9.6181291e-3f);
-    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(5.5504109e-2f));
-    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(2.4022651e-1f));
-    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(6.9314718e-1f));
-    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(y, whole);
-}
-
-// x / (1 + e^(-2 u)) with u = 0.79788456 (x + 0.044715 x^3): GELU, approximated with tanh
-inline __m512 gelu(__m512 x) {
-    const __m512 square = _mm512_mul_ps(x, x);
-    const __m512 inner = _mm512_fmadd_ps(square, _mm512_set1_ps(-0.10294324f), _mm512_set1_ps(-2.3022082f));
-    const __m512 below = _mm512_add_ps(_mm512_set1_ps(1.0f), power(_mm512_mul_ps(x, inner)));
-    return _mm512_mul_ps(x, _mm512_rcp14_ps(below));
-}
-
-// Rows of activations as signed bytes with one scale each, zeros behind the real numbers.
-struct Bytes {
-    int8_t *codes;   // [rows, cols]
-    float *scales;   // [rows]; not a number where an input is not finite
-    int32_t *sums;   // [rows], of the codes
-    int64_t cols;
-};
-
-template <class T>
-inline void round_row(const T *x, int64_t given, const Bytes &to, int64_t row) {
-    int8_t *codes = to.codes + row * to.cols;
-    __m512 most = _mm512_setzero_ps();
-    __mmask16 strange = 0;
-    for (int64_t i = 0; i < given; i += 16) {
-        const __m512 value = load(x + i, first_of(given - i));
-        strange |= _mm512_fpclass_ps_mask(value, 0x99);  // not a number, infinite
-        most = _mm512_max_ps(most, _mm512_abs_ps(value));
-    }
-    const float largest = _mm512_reduce_max_ps(most);
-    const bool some = !strange && largest >= kTiny;
-    const __m512 inverse = _mm512_set1_ps(some ? 127.0f / largest : 0.0f);
-    __m512i sum = _mm512_setzero_si512();
-    for (int64_t i = 0; i < to.cols; i += 16) {
-        __m512i code = _mm512_setzero_si512();
-        if (some && i < given) code = _mm512_cvtps_epi32(_mm512_mul_ps(load(x + i, first_of(given - i)), inverse));
-        sum = _mm512_add_epi32(sum, code);
-        _mm_storeu_si128(reinterpret_cast<__m128i *>(codes + i), _mm512_cvtepi32_epi8(code));
-    }
-    to.scales[row] = strange ? __builtin_nanf("") : some ? largest / 127.0f : 0.0f;
-    to.sums[row] = _mm512_reduce_add_epi32(sum);
-}
-
-// A row through LayerNorm; `out` has room for it.
-inline void norm_row(const float *x, const float *weight, const float *bias, float eps, int64_t n, float *out) {
-    __m512 sum = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
-    for (int64_t i = 0; i < n; i += 16) sum = _mm512_add_ps(sum, load(x + i, first_of(n - i)));
-    const float mean = _mm512_reduce_add_ps(sum) / static_cast<float>(n);
-    const __m512 middle = _mm512_set1_ps(mean);
-    for (int64_t i = 0; i < n; i += 16) {
-        const __mmask16 real = first_of(n - i);
-        const __m512 away = _mm512_maskz_sub_ps(real, load(x + i, real), middle);
-        squares = _mm512_fmadd_ps(away, away, squares);
-    }
-    const float scale = 1.0f / __builtin_sqrtf(_mm512_reduce_add_ps(squares) / static_cast<float>(n) + eps);
-    const __m512 factor = _mm512_set1_ps(scale);
-    for (int64_t i = 0; i < n; i += 16) {
-        const __mmask16 real = first_of(n - i);
-        const __m512 value = _mm512_mul_ps(_mm512_sub_ps(load(x + i, real), middle), factor);
-        _mm512_mask_storeu_ps(out + i, real, _mm512_fmadd_ps(value, load(weight + i, real), load(bias + i, real)));
-    }
-}
 
 // Where results go; `at` is called with a row, a column, 16 numbers and which of them exist.
 struct Halves {
@@ -246,11 +138,11 @@ struct Head {
     float *scores, *sums;               // [32, kKeys], [32, E]
 
     static size_t bytes(int64_t length, int64_t wide) {
-        return 2 * aligned(up_to(length, 32) * wide * 2) + aligned(32 * kKeys * 6) + aligned(32 * wide * 4) + 64;
+        return 2 * aligned(filled(length, 32) * wide * 2) + aligned(32 * kKeys * 6) + aligned(32 * wide * 4) + 64;
     }
     Head(Carver &from, int64_t length, int64_t wide)
-        : keys(from.take<uint16_t>(up_to(length, 32) * wide)),
-          values(from.take<uint16_t>(up_to(length, 32) * wide)), chances(from.take<uint16_t>(32 * kKeys)),
+        : keys(from.take<uint16_t>(filled(length, 32) * wide)),
+          values(from.take<uint16_t>(filled(length, 32) * wide)), chances(from.take<uint16_t>(32 * kKeys)),
           scores(from.take<float>(32 * kKeys)), sums(from.take<float>(32 * wide)) {}
 
     // Keys as tiles of 32 dimensions by 16 keys, values as tiles of 32 keys by 16 dimensions.
@@ -259,14 +151,14 @@ struct Head {
             _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
             _mm512_set1_epi32(static_cast<int>(2 * stride)));
         uint16_t *to = keys;
-        for (int64_t j = 0; j < up_to(length, 32); j += 16)
+        for (int64_t j = 0; j < filled(length, 32); j += 16)
             for (int64_t c = 0; c < wide; c += 2, to += 32) {
                 const __mmask16 real = c < e ? first_of(length - j) : 0;
                 _mm512_store_si512(to, _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), real, index,
                                                                    k + j * stride + c, 1));
             }
         to = values;
-        for (int64_t j = 0; j < up_to(length, 32); j += 32)
+        for (int64_t j = 0; j < filled(length, 32); j += 32)
             for (int64_t c = 0; c < wide; c += 16)
                 for (int64_t p = j; p < j + 32; p += 2, to += 32) {
                     const __mmask16 real = first_of(e - c);
@@ -342,7 +234,7 @@ struct Head {
             }
             for (int64_t c = 0; c < 32 * wide; c += 16) _mm512_store_ps(sums + c, _mm512_setzero_ps());
             for (int64_t first = 0; first < length; first += kKeys) {
-                const int64_t real = length - first < kKeys ? length - first : kKeys, last = first + up_to(real, 32);
+                const int64_t real = length - first < kKeys ? length - first : kKeys, last = first + filled(real, 32);
                 fence();
                 score(q + i * stride, stride, first, last, wide);
                 fence();
@@ -363,7 +255,7 @@ struct Head {
     // The scores of a row become powers of two below the greatest; what was summed up shrinks to fit.
     inline void soften(int64_t r, int64_t real, __m512 pace, int64_t wide, float &most, float &total) const {
         float *const row = scores + r * kKeys;
-        const int64_t all = up_to(real, 32);
+        const int64_t all = filled(real, 32);
         for (int64_t j = real / 16 * 16; j < all; j += 16)
             _mm512_mask_store_ps(row + j, static_cast<__mmask16>(~first_of(real - j)), _mm512_set1_ps(kFar));
         __m512 high = _mm512_load_ps(row), other = _mm512_load_ps(row + 16);
@@ -407,12 +299,12 @@ struct Room {
     float *row;           // [max(d, ffn)]
 
     static size_t bytes(const Shape &s) {
-        const int64_t d = up_to(s.d, 64), f = up_to(s.ffn, 64);
+        const int64_t d = filled(s.d, 64), f = filled(s.ffn, 64);
         return aligned(kRows * d) + aligned(kRows * f) + 4 * aligned(kRows * 4) + aligned(kRows * f * 2) +
                aligned((d + f) * 4);
     }
     Room(Carver &from, const Shape &s) {
-        const int64_t d = up_to(s.d, 64), f = up_to(s.ffn, 64);
+        const int64_t d = filled(s.d, 64), f = filled(s.ffn, 64);
         narrow = {from.take<int8_t>(kRows * d), from.take<float>(kRows), from.take<int32_t>(kRows), d};
         broad = {from.take<int8_t>(kRows * f), from.take<float>(kRows), from.take<int32_t>(kRows), f};
         hidden = from.take<uint16_t>(kRows * f);
@@ -425,7 +317,7 @@ struct Room {
 // x[n, d], fp32, through all layers; `lengths` of each view add up to n. Returns 1 without memory.
 LFM2_EXPORT int lfm2_encode(const lfm2_encoder_layer *layers, int64_t n_layers, float *x, int64_t n, int64_t d,
                             int64_t heads, const int64_t *lengths, int64_t views, float eps, int threads) {
-    Shape s{n, d, heads, d / heads, up_to(d / heads, 32), 0, up_to(d, 64), 0, eps};
+    Shape s{n, d, heads, d / heads, filled(d / heads, 32), 0, filled(d, 64), 0, eps};
     for (int64_t l = 0; l < n_layers; ++l) s.ffn = layers[l].up->rows > s.ffn ? layers[l].up->rows : s.ffn;
     for (int64_t v = 0; v < views; ++v) s.longest = lengths[v] > s.longest ? lengths[v] : s.longest;
     const int64_t rows = n + 64;  // some behind the last are read
@@ -447,8 +339,7 @@ LFM2_EXPORT int lfm2_encode(const lfm2_encoder_layer *layers, int64_t n_layers, 
         Room room(mine, s);
         Head head(mine, s.longest, s.wide);
         const TileConfig config;
-        __asm__ volatile("" ::"r"(&config) : "memory");
-        _tile_loadconfig(&config);
+        config.load();
         lfm2_part part((n + 31) / 32, thread, all);
         part.first *= 32;
         part.last = part.last * 32 < n ? part.last * 32 : n;

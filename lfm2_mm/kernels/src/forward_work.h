@@ -1,6 +1,7 @@
 // What the threads of `lfm2_forward` share, and the rooms that their rows lie in.
 #pragma once
 
+#include "carver.h"
 #include "forward.h"
 
 namespace {
@@ -9,22 +10,8 @@ constexpr int64_t kFew = 8;       // rows that every thread rounds for itself ra
 constexpr int64_t kTile = 256;    // columns of many rows that are computed, mixed and rounded together
 constexpr int64_t kAhead = 8192;  // bytes
 
-inline size_t aligned(int64_t bytes) { return (static_cast<size_t>(bytes) + 63) / 64 * 64; }
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t filled(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-
-// Memory cut into pieces that start at borders of 64 bytes; without memory it only adds up.
-struct Carver {
-    char *start;
-    size_t used = 0;
-    template <class T>
-    T *take(int64_t count) {
-        T *piece = start ? reinterpret_cast<T *>(start + used) : nullptr;
-        used += aligned(count * static_cast<int64_t>(sizeof(T)));
-        return piece;
-    }
-};
 
 // Rows of activations as a product takes them: bytes with scales, or bf16 in tiles.
 struct Operand {
