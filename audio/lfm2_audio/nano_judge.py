@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -38,7 +39,18 @@ from lfm2_audio.waveform import Audio, read_audio
 from lfm2_mm.errors import ModelNotFound
 from lfm2_mm.train.trainer import Schedule, Trainer
 
-__all__ = ["FILE", "SEED", "STEPS", "Judge", "Verdict", "load_judge", "train_judge"]
+__all__ = [
+    "FILE",
+    "SAME_SOUND",
+    "SEED",
+    "STEPS",
+    "Judge",
+    "Verdict",
+    "alike",
+    "load_judge",
+    "steady",
+    "train_judge",
+]
 
 FILE = "judge/model.safetensors"
 """Where a folder of nano-audio keeps it."""
@@ -53,7 +65,18 @@ SHAPE = ConformerConfig(
 )
 """Of its encoder."""
 
+SAME_SOUND = (
+    ("are", "r"),
+    ("b", "be"),
+    ("no", "know"),
+    ("t", "tea"),
+    ("two", "to"),
+    ("u", "you"),
+)
+"""Words that nobody can tell apart without a sentence; the first of each stands for both."""
+
 _SOUNDS = 96
+_CHANGE = 3.0  # nats that another word in the next row must be worth
 _SHORTEST = 0.1  # seconds that can hold a word
 _OWN = 3  # times that the assistant's own recordings are among the words
 _VOICES_EACH = 4  # in which words of answers are recorded
@@ -70,6 +93,12 @@ class Verdict:
     """What was heard."""
 
     text: str
+
+
+def alike(text: str) -> str:
+    """A text in which the first of each `SAME_SOUND` stands for both."""
+    first = {other: one for one, other in SAME_SOUND}
+    return " ".join(first.get(word, word) for word in text.split())
 
 
 def words() -> tuple[str, ...]:
@@ -96,10 +125,15 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def heard(self, mels: Sequence[NDArray[np.float32]]) -> list[str]:
-        """Words in features before normalisation, each `[t, m]`."""
+        """Words in features before normalisation, each `[t, m]`; see `SAME_SOUND`."""
         rows = self.conformer([torch.from_numpy(normalised(mel).T) for mel in mels])
         known = words()
-        found = [collapsed(self.words(part).argmax(-1)) for part in rows]
+        pairs = torch.tensor([[1 + known.index(word) for word in pair] for pair in SAME_SOUND])
+        found = []
+        for part in rows:
+            scores = self.words(part).log_softmax(-1)
+            scores[:, pairs[:, 0]] = scores[:, pairs].logsumexp(-1)
+            found.append(collapsed(steady(scores, _CHANGE)))
         return [" ".join(known[i - 1] for i in one) for one in found]
 
     def transcribe(self, source: Audio | Path | str | bytes) -> Verdict:
@@ -108,6 +142,31 @@ class Judge(nn.Module):
             return Verdict("")
         audio = read_audio(source, rate=RATE)
         return Verdict(self.heard([analyse(audio.samples.numpy())])[0])
+
+
+def steady(scores: Float[Tensor, "t n"], change: float) -> Int[Tensor, " t"]:
+    """The best path that pays for every change of class (Viterbi's algorithm, 1967).
+
+    A word lasts several rows; what flickers up in one of them is no word.
+
+    Args:
+        scores: Log-probabilities, a row a step.
+        change: What a change costs, in nats.
+    """
+    steps, classes = scores.shape
+    if not steps:
+        return torch.zeros(0, dtype=torch.long)
+    total, stayed = scores[0], torch.arange(classes)
+    before = []
+    for row in scores[1:]:
+        best, place = total.max(0)
+        stays = total >= best - change
+        before.append(torch.where(stays, stayed, place))
+        total = torch.where(stays, total, best - change) + row
+    path = [int(total.argmax())]
+    for came_from in reversed(before):
+        path.append(int(came_from[path[-1]]))
+    return torch.tensor(path[::-1])
 
 
 def load_judge(folder: Path) -> Judge:

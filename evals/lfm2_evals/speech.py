@@ -26,6 +26,7 @@ __all__ = [
     "Hearing",
     "Run",
     "Words",
+    "alike",
     "aloud",
     "errors",
     "evaluate",
@@ -118,7 +119,10 @@ class Run:
     @property
     def score(self) -> Words:
         """The model's errors."""
-        return errors([one.said for one in self.heard], [one.found for one in self.heard])
+        said, found = [one.said for one in self.heard], [one.found for one in self.heard]
+        if self.tier == "judged":
+            said, found = [alike(text) for text in said], [alike(text) for text in found]
+        return errors(said, found)
 
     @property
     def deaf(self) -> Words:
@@ -135,6 +139,13 @@ class Run:
 def plain(text: str) -> str:
     """Words in lower case, single spaces between, no punctuation."""
     return " ".join(re.findall(r"[^\W_]+(?:'[^\W_]+)?", text.casefold()))
+
+
+def alike(text: str) -> str:
+    """A text in which words of one sound are one word, as the second recogniser hears them."""
+    from lfm2_audio.nano_judge import alike as one_sound
+
+    return one_sound(text)
 
 
 def utterances(tier: str, count: int) -> list[tuple[str, str, Audio]]:

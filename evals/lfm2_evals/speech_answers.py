@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from lfm2_evals.speech import Hearing, Words, errors, plain
+from lfm2_evals.speech import Hearing, Words, alike, errors, plain
 from lfm2_evals.stats import Interval, wilson
 
 if TYPE_CHECKING:
@@ -99,8 +99,8 @@ class Answered:
 
     @property
     def said_right(self) -> bool:
-        """Whether the right answer was heard."""
-        return self.heard == plain(self.answer)
+        """Whether the right answer was heard, or what sounds just like it."""
+        return alike(self.heard) == alike(plain(self.answer))
 
 
 @dataclass(kw_only=True)
@@ -137,7 +137,8 @@ class AnswerRun:
     @property
     def words(self) -> Words:
         """Word errors between what was written and what the judge heard of it."""
-        return errors([one.written for one in self.answered], [one.heard for one in self.answered])
+        written = [alike(one.written) for one in self.answered]
+        return errors(written, [alike(one.heard) for one in self.answered])
 
 
 def questions(tier: str, count: int) -> list[Asked]:

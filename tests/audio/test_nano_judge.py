@@ -11,7 +11,17 @@ import torch
 from lfm2_audio import nano_judge
 from lfm2_audio.nano import initialise
 from lfm2_audio.nano_data import analyse, tokenizer
-from lfm2_audio.nano_judge import Chosen, Judge, judge_loss, load_judge, save_judge, words
+from lfm2_audio.nano_judge import (
+    SAME_SOUND,
+    Chosen,
+    Judge,
+    alike,
+    judge_loss,
+    load_judge,
+    save_judge,
+    steady,
+    words,
+)
 from lfm2_audio.speech.manifest import record, training
 from lfm2_audio.speech.sentences import lexicon
 from lfm2_audio.training import Features, Mix, SpeechEncoder
@@ -56,6 +66,30 @@ def test_it_hears_words_only() -> None:
     found = judge().transcribe(Audio(torch.from_numpy(wave), 24000)).text
     assert set(found.split()) <= set(words())
     assert judge().transcribe(Audio(torch.zeros(100), 16000)).text == ""
+
+
+def test_words_of_one_sound_are_one() -> None:
+    for pair in SAME_SOUND:
+        assert set(pair) <= set(words())
+    assert alike("you know two tea") == "u no two t" == alike(alike("you know to t"))
+    made = judge()
+    with torch.no_grad():  # half of the belief each, and a little more for another word
+        made.words.weight.zero_()
+        made.words.bias.zero_()
+        known = words()
+        for word, belief in (("two", 5.0), ("to", 5.0), ("now", 5.3)):
+            made.words.bias[1 + known.index(word)] = belief
+    assert made.heard([np.zeros((64, nano_judge.SHAPE.n_mels), np.float32)]) == ["two"]
+
+
+def test_what_flickers_up_is_no_word() -> None:
+    scores = torch.full((9, 4), -6.0)
+    scores[:4, 1], scores[4:, 2] = 0.0, 0.0
+    scores[2, 1], scores[2, 3] = -2.0, 0.0  # for one row another is likelier
+    assert scores.argmax(-1).tolist() == [1, 1, 3, 1, 2, 2, 2, 2, 2]
+    assert steady(scores, 3.0).tolist() == [1, 1, 1, 1, 2, 2, 2, 2, 2]
+    assert steady(scores, 0.0).tolist() == scores.argmax(-1).tolist()
+    assert steady(torch.zeros(0, 4), 3.0).tolist() == []
 
 
 def test_it_is_kept_and_found_again(tmp_path: Path) -> None:

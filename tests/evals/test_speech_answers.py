@@ -78,6 +78,8 @@ def test_right_in_text_and_right_in_speech() -> None:
     assert [one.said_right for one in run.answered] == [True, False, False, True]
     assert list(run.words.errors) == [0, 0, 1, 0]  # what was said, right or not
     assert run.words.rate == pytest.approx(1 / 7)
+    same = run_of(["to", "rome", "c a t", "know"], ["two", "rome", "c a tea", "no"])
+    assert sum(same.words.errors) == 0 and same.answered[2].said_right
     assert run.right.low < 0.75 < run.right.high
     assert run.said_right.low < 0.5 < run.said_right.high
 

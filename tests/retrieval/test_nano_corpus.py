@@ -29,8 +29,10 @@ PERMISSIVE = {
     "BSD-2-Clause",
     "BSD-3-Clause",
     "BSD-3-Clause-Modification",
+    "ISC",
     "MIT",
     "PostgreSQL",
+    "UPL-1.0",
 }
 
 
@@ -43,6 +45,8 @@ PERMISSIVE = {
         ("&File", "File"),
         ("See [the docs](https://example.org/x) first.", "See the docs first."),
         ("{n, plural, one {# file} other {# files}}", ""),
+        ("Sign in with %{name}, tilted [DIRECTION]", "Sign in with, tilted"),
+        ("\u202b\u062d\u0641\u0638\u202c", "\u062d\u0641\u0638"),
         ("50% of all", "50% of all"),
         ("Save &amp; close", "Save & close"),
     ],

@@ -122,7 +122,8 @@ def _every(packages: Mapping[str, Package], seed: int) -> Iterator[tuple[str, di
     for name, texts in frames.filled(seed, _FILLINGS, things):
         yield f"frame {name}", texts
     for source in (*SOURCES, *MORE_SOURCES):
-        for texts in messages(package_files(packages[source.package], source.under)):
+        found = package_files(packages[source.package], source.under)
+        for texts in messages(found, source.names, source.without):
             yield source.package, texts
 
 

