@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from lfm2_mm import __version__, web
-from lfm2_mm.server import chat, status
+from lfm2_mm.server import chat, responses, status
 from lfm2_mm.server.context import Context, Gone
 from lfm2_mm.server.guard import Guard, log
 from lfm2_mm.server.metrics import Metrics
@@ -83,6 +83,7 @@ def create_app(options: ServerOptions, *, load: Callable[[str], Any] | None = No
     app.state.context = context
     app.include_router(status.router)
     app.include_router(chat.router)
+    app.include_router(responses.router)
     for point in sorted(entry_points(group=ROUTE_GROUP), key=lambda found: found.name):
         try:
             plugin = point.load()

@@ -13,7 +13,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from lfm2_mm.server.options import Limits
 from lfm2_mm.server.problems import ApiError
 
-__all__ = ["AudioOut", "ChatRequest", "StreamOptions", "stops_of", "tools_of", "wanted_tokens"]
+__all__ = [
+    "AudioOut",
+    "ChatRequest",
+    "Number",
+    "StreamOptions",
+    "called_of",
+    "stops_of",
+    "tokens_within",
+    "tools_of",
+    "wanted_tokens",
+]
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -93,9 +103,18 @@ def wanted_tokens(body: ChatRequest, limits: Limits) -> int:
         ApiError: 400 if more is asked for than the server gives.
     """
     asked = body.max_completion_tokens or body.max_tokens
+    return tokens_within(asked, limits, "max_completion_tokens")
+
+
+def tokens_within(asked: int | None, limits: Limits, param: str) -> int:
+    """The same of any request, whose field for it is `param`.
+
+    Raises:
+        ApiError: 400 if more is asked for than the server gives.
+    """
     if asked is not None and asked > limits.max_tokens:
         raise _refused(
-            "max_completion_tokens",
+            param,
             f"{asked} tokens are asked for, and the limit here is {limits.max_tokens}; ask for "
             "less",
         )
@@ -122,7 +141,13 @@ def tools_of(body: ChatRequest) -> tuple[list[dict[str, Any]], dict[str, Any] | 
     Raises:
         ApiError: 400 if a tool or the choice cannot be understood.
     """
-    tools = body.tools or []
+    return called_of(body.tools or [], body.tool_choice)
+
+
+def called_of(
+    tools: list[dict[str, Any]], choice: str | dict[str, Any] | None
+) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """The same of `tools` and `tool_choice` in the form of chat completions."""
     names: dict[str, dict[str, Any]] = {}
     for index, tool in enumerate(tools):
         function = tool.get("function")
@@ -137,7 +162,6 @@ def tools_of(body: ChatRequest) -> tuple[list[dict[str, Any]], dict[str, Any] | 
                 "tools", f"tools[{index}] has no name or parameters that are no schema; give both"
             )
         names[name] = parameters
-    choice = body.tool_choice
     if choice in (None, "auto"):
         return tools, None
     if choice == "none":

@@ -15,7 +15,7 @@ from lfm2_mm.fetch import fetch
 from lfm2_mm.server.options import Limits
 from lfm2_mm.server.problems import ApiError
 
-__all__ = ["audio_bytes", "safe_messages"]
+__all__ = ["audio_bytes", "names_urls", "safe_messages"]
 
 _KEPT = ("role", "name", "tool_calls", "tool_call_id")
 _TEXTS = ("text", "input_text", "output_text", "refusal")
@@ -25,7 +25,11 @@ Fetch = Callable[[str], bytes]
 
 
 def safe_messages(
-    messages: Sequence[Mapping[str, Any]], *, fetcher: Fetch | None, limits: Limits
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    fetcher: Fetch | None,
+    limits: Limits,
+    names: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Copies of messages in which attachments are bytes.
 
@@ -33,6 +37,7 @@ def safe_messages(
         messages: As they came.
         fetcher: Reads http(s) URLs; None refuses them.
         limits: Sizes and counts.
+        names: What the request calls each message, for errors; None is `messages[…]`.
 
     Raises:
         ApiError: 400 if a part cannot be understood, 413 if it is too large.
@@ -43,10 +48,11 @@ def safe_messages(
     for index, message in enumerate(messages):
         copy = {key: message[key] for key in _KEPT if message.get(key) is not None}
         content = message.get("content")
+        name = f"messages[{index}]" if names is None else names[index]
         if isinstance(content, list):
             parts: list[Any] = []
             for place, part in enumerate(content):
-                where = f"messages[{index}].content[{place}]"
+                where = f"{name}.content[{place}]"
                 parts.append(_part(part, where, fetcher, limits))
                 images += parts[-1]["type"] == "image"
                 if images > limits.images:
@@ -62,13 +68,26 @@ def safe_messages(
         else:
             raise ApiError(
                 400,
-                f"messages[{index}].content is {type(content).__name__}; give text or a list of "
-                "parts",
+                f"{name}.content is {type(content).__name__}; give text or a list of parts",
                 code="invalid_content",
-                param=f"messages[{index}].content",
+                param=f"{name}.content",
             )
         safe.append(copy)
     return safe
+
+
+def names_urls(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a message may hold something that has to be fetched."""
+    contents = (message.get("content") for message in messages)
+    parts = (part for content in contents if isinstance(content, list) for part in content)
+    return any(_url(part)[:4].lower() == "http" for part in parts if isinstance(part, Mapping))
+
+
+def _url(part: Mapping[str, Any]) -> str:
+    """What a part names, if it is a picture."""
+    given = part.get("image_url")
+    url = given.get("url") if isinstance(given, Mapping) else given
+    return url if isinstance(url, str) else ""
 
 
 def _part(part: Any, where: str, fetcher: Fetch | None, limits: Limits) -> dict[str, Any]:
@@ -79,9 +98,8 @@ def _part(part: Any, where: str, fetcher: Fetch | None, limits: Limits) -> dict[
             raise _bad(where, f"{where} is a {kind} part without text; give a string")
         return {"type": "text", "text": text}
     if kind in _IMAGES:
-        given = part.get("image_url")
-        url = given.get("url") if isinstance(given, Mapping) else given
-        if not isinstance(url, str):
+        url = _url(part)
+        if not url:
             raise _bad(where, f"{where} has no URL; give image_url.url")
         return {"type": "image", "image": _image(url, where, fetcher, limits)}
     if kind == "input_audio":

@@ -1,7 +1,8 @@
 """How the application meets the network: uvicorn's settings, TLS, and an end of patience.
 
-uvicorn waits for ever for a caller who opens a connection and says nothing, or who sends a header
-letter by letter; enough of them keep everybody else out. Knows connections and no application.
+uvicorn waits for ever for a caller who opens a connection and says nothing, who sends a header
+letter by letter, or who reads nothing of the answer; enough of them keep everybody else out. Knows
+connections and no application.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import h11
 from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from lfm2_mm.errors import SettingError
 from lfm2_mm.server.options import ServerOptions
@@ -25,6 +27,8 @@ _KEEP_ALIVE = 10  # seconds in which a next request may begin
 _DRAIN = 30  # seconds in which what was begun may end
 _HEADER_BYTES = 64 * 1024
 _CONNECTIONS = 1024
+_PING = 20  # seconds between two pings of a socket, and for the answer to one
+_SLOWEST = 1024  # bytes a second that a caller must read, once much is waiting for it
 
 
 def configured(
@@ -53,7 +57,8 @@ def configured(
         app,
         host=options.host,
         port=options.port,
-        http=_impatient(options.limits.header_seconds),
+        http=_impatient(options.limits.header_seconds, options.limits.unread_seconds),
+        ws=_read_or_cut(options.limits.unread_seconds),
         lifespan="on",
         log_config=None,
         access_log=False,
@@ -64,6 +69,8 @@ def configured(
         timeout_graceful_shutdown=_DRAIN,
         h11_max_incomplete_event_size=_HEADER_BYTES,
         ws_max_size=options.limits.frame_bytes,
+        ws_ping_interval=_PING,
+        ws_ping_timeout=_PING,
         limit_concurrency=_CONNECTIONS,
     )
 
@@ -79,19 +86,125 @@ def _check(certificate: str | Path, key: str | Path) -> None:
         ) from None
 
 
-def _impatient(seconds: float) -> type[asyncio.Protocol]:
-    """A protocol that closes connections whose next header is not complete in so many seconds."""
+class _Patience:
+    """Cuts a connection whose other end does not read.
+
+    Args:
+        transport: The connection.
+        seconds: In which it must have read something.
+    """
+
+    def __init__(self, transport: asyncio.Transport, seconds: float) -> None:
+        self._transport, self._seconds = transport, seconds
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._waiting, self._gone = 0, False
+
+    def begin(self) -> None:
+        """Much is waiting to be read."""
+        self.end()
+        self._waiting = self.waiting
+        self._timer = self._loop.call_later(self._seconds, self._look)
+
+    def last(self) -> None:
+        """Nothing more is said: what is not read in time is lost."""
+        if not self._gone and self._transport.is_closing() and self.waiting:
+            self.begin()
+
+    def gone(self) -> None:
+        """The connection is lost."""
+        self._gone = True
+        self.end()
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that are not read."""
+        return 0 if self._gone else self._transport.get_write_buffer_size()
+
+    def end(self) -> None:
+        """It is read."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._waiting - self.waiting < _SLOWEST * self._seconds:
+            self._transport.abort()
+        else:
+            self.begin()
+
+
+def _read_or_cut(seconds: float) -> type[asyncio.Protocol]:
+    """A protocol of sockets that cuts off clients who stop reading, so that routes end."""
+
+    class ReadOrCut(WebSocketsSansIOProtocol):
+        _patience: _Patience
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            self._patience = _Patience(self.transport, seconds)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._patience.gone()
+            super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._patience.begin()
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._patience.end()
+
+        def keepalive_timeout(self) -> None:
+            super().keepalive_timeout()
+            if self._patience.waiting:  # else it is closing already
+                self.transport.abort()
+
+        async def send(self, message: Any) -> None:
+            await super().send(message)
+            if message["type"] == "websocket.http.response.body":
+                self.handshake_complete = True  # refused: that is no failure of the application
+
+        async def run_asgi(self) -> None:
+            await super().run_asgi()
+            self._patience.last()
+
+    return ReadOrCut
+
+
+def _impatient(seconds: float, unread: float) -> type[asyncio.Protocol]:
+    """A protocol that closes connections whose next header is not complete in so many seconds.
+
+    It cuts those whose other end reads nothing for `unread` seconds.
+    """
 
     class Impatient(H11Protocol):
         _timer: asyncio.TimerHandle | None = None
+        _patience: _Patience
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            self._patience = _Patience(transport, unread)
             self._watch()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._forget()
+            self._patience.gone()
             super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._patience.begin()
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._patience.end()
+
+        def timeout_keep_alive_handler(self) -> None:
+            super().timeout_keep_alive_handler()
+            self._patience.last()
 
         def handle_events(self) -> None:
             super().handle_events()

@@ -22,6 +22,7 @@ class Limits:
     Attributes:
         body_bytes: Size of a request body.
         header_seconds: Time in which a whole body must have come, against slow senders.
+        unread_seconds: A connection is cut when its caller reads nothing of what waits for so long.
         image_bytes: Size of one image, decoded from base64 or fetched.
         images: Images of one conversation.
         audio_bytes: Size of one recording.
@@ -41,6 +42,7 @@ class Limits:
 
     body_bytes: int = 64 * _MIB
     header_seconds: float = 60.0
+    unread_seconds: float = 10.0
     image_bytes: int = 32 * _MIB
     images: int = 32
     audio_bytes: int = 32 * _MIB

@@ -68,7 +68,12 @@ class Served:
     async def prepare(self, work: Callable[[], _T]) -> _T:
         """Run what gets a request ready in a thread of its own, one at a time for this model."""
         async with self._turn:
-            return await asyncio.to_thread(work)
+            running = asyncio.ensure_future(asyncio.to_thread(work))
+            try:
+                return await asyncio.shield(running)
+            except asyncio.CancelledError:  # a thread cannot be stopped: it keeps its turn
+                await asyncio.gather(running, return_exceptions=True)
+                raise
 
 
 class Registry:

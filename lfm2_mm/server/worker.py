@@ -103,6 +103,11 @@ class Ticket:
             self._tell(events)
         return not handle.ended
 
+    def fail(self, problem: Exception) -> None:
+        """End it with a problem that is not of its own making."""
+        self.cancel()
+        self._tell([Error(problem)])
+
     def _tell(self, events: list[Event], problem: Exception | None = None) -> None:
         def put() -> None:
             if not self.begun.done():
@@ -237,6 +242,11 @@ class Worker:
             if guest in self._guests:
                 self._guests.remove(guest)
 
+    def invited(self, guest: Guest) -> bool:
+        """Whether it is still called; one that failed is not."""
+        with self._wake:
+            return guest in self._guests
+
     def nudge(self) -> None:
         """Guests may have something to do; from any thread, and never waits for a step."""
         with self._wake:
@@ -263,24 +273,45 @@ class Worker:
                     self._wake.wait()
                 if self._closing and not (self._inbox or self._jobs or self._tickets):
                     return
-                fresh = [self._inbox.popleft() for _ in range(len(self._inbox))]
-                job = self._jobs.popleft() if self._jobs else None
-                guests, self._nudged = list(self._guests), False
-            self._tickets += [ticket for ticket in fresh if self._still(ticket.begin())]
-            if job is not None:
-                job()
+            self._cycle()
+
+    def _cycle(self) -> None:
+        """What is due now; keeps nothing of it, so that what ended is let go while all wait."""
+        with self._wake:
+            fresh = [self._inbox.popleft() for _ in range(len(self._inbox))]
+            job = self._jobs.popleft() if self._jobs else None
+            guests, self._nudged = list(self._guests), False
+        self._tickets += [ticket for ticket in fresh if self._still(ticket.begin())]
+        if job is not None:
+            job()
+            self._still(False)
+        engines = [ticket.engine for ticket in self._tickets]
+        waiting: list[tuple[Guest, Engine]] = []
+        for guest in guests:
+            wants = self._call(guest)
+            if wants is not False:
+                self._nudged = True  # this one needs another cycle
+            if not isinstance(wants, bool):
+                engines.append(wants)
+                waiting.append((guest, wants))
+        for engine in {id(engine): engine for engine in engines}.values():
+            self._step(engine, [guest for guest, wants in waiting if wants is engine])
+        self._tickets = [ticket for ticket in self._tickets if self._still(ticket.deliver())]
+
+    def _step(self, engine: Engine, guests: list[Guest]) -> None:
+        """One step; one that fails ends what this engine was doing, and nothing else."""
+        try:
+            engine.step()
+        except Exception as problem:
+            log.exception("a step failed; the requests and guests that shared it are ended")
+            mine = [ticket for ticket in self._tickets if ticket.engine is engine]
+            self._tickets = [ticket for ticket in self._tickets if ticket.engine is not engine]
+            for ticket in mine:
+                ticket.fail(problem)
                 self._still(False)
-            engines = [ticket.engine for ticket in self._tickets]
             for guest in guests:
-                wants = self._call(guest)
-                if wants is not False:
-                    self._nudged = True  # this one needs another cycle
-                if not isinstance(wants, bool):
-                    engines.append(wants)
-            for engine in {id(engine): engine for engine in engines}.values():
-                engine.step()
-                self.steps += 1
-            self._tickets = [ticket for ticket in self._tickets if self._still(ticket.deliver())]
+                self.dismiss(guest)
+        self.steps += 1
 
     def _call(self, guest: Guest) -> Engine | bool:
         try:

@@ -72,6 +72,11 @@ class Turn:
     content: Any
 
     @property
+    def parts(self) -> tuple[Any, ...]:
+        """What it holds, as a real turn names it."""
+        return self.content if isinstance(self.content, tuple) else (self.content,)
+
+    @property
     def positions(self) -> int:
         if self.role == "assistant":
             return len(self.content) + 4

@@ -141,6 +141,15 @@ MESSAGES = st.lists(
 )
 
 
+ITEMS = st.fixed_dictionaries(
+    {"type": st.sampled_from(["message", "function_call", "function_call_output", "reasoning"])},
+    optional={
+        name: TEXTS | JUNK
+        for name in ("id", "role", "content", "name", "call_id", "arguments", "output")
+    },
+)
+
+
 @st.composite
 def spoiled(draw: Any, value: Json) -> Json:
     """A value with something wrong in it."""
@@ -185,6 +194,9 @@ def attacks(draw: Any, document: dict[str, Any], names: tuple[str, ...] = ()) ->
         value = draw(fitting(content[kind]["schema"], parts))
         if isinstance(value, dict) and "messages" in value:
             value["messages"] = draw(MESSAGES)
+        if template == "/v1/responses" and isinstance(value, dict):
+            value["input"] = draw(TEXTS | MESSAGES | st.lists(ITEMS, max_size=3))
+            value["max_output_tokens"] = draw(st.sampled_from([1, 4, 2**40]))
         if draw(st.integers(0, 3)):
             value = draw(spoiled(value))
         body = _encoded(_short(value), kind)

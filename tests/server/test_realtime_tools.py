@@ -139,7 +139,7 @@ def test_functions_may_be_offered_for_one_answer(base: str) -> None:
         assert call["name"] == "paint"
         caller.line.session.update(session={"type": "realtime", "max_output_tokens": 20})
         assert caller.until("session.updated")["session"]["tools"] == []
-        write(caller, "And now?")
+        write(caller, "And what now?")
         caller.line.response.create()
         assert not caller.of("error")
         caller.until("response.done")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from typing import Any, cast
 
 import pytest
@@ -254,5 +255,44 @@ def test_a_guest_does_not_keep_the_server_from_ending() -> None:
     async def work(worker: Worker) -> None:
         worker.invite(lambda: True)
         assert await text_of(submit(worker, Letters(3))) == "xxx"
+
+    run(work)
+
+
+def test_what_ended_is_let_go_while_all_wait() -> None:
+    class Talker:
+        def work(self) -> bool:
+            return False
+
+    async def work(worker: Worker) -> None:
+        talker = Talker()
+        gone = weakref.ref(talker)
+        worker.invite(talker.work)
+        await worker.run(lambda: None)
+        worker.dismiss(talker.work)
+        del talker
+        for _ in range(100):
+            if gone() is None:
+                return
+            await asyncio.sleep(0.02)
+        raise AssertionError("the worker still holds it")
+
+    run(work)
+
+
+def test_a_step_that_fails_ends_its_requests_and_not_the_worker() -> None:
+    class Broken(Letters):
+        def step(self) -> bool:
+            raise RuntimeError("out of luck")
+
+    async def work(worker: Worker) -> None:
+        with pytest.raises(RuntimeError, match="out of luck"):
+            await text_of(submit(worker, Broken(3)))
+        assert await text_of(submit(worker, Letters(3))) == "xxx"
+        for _ in range(100):  # it is counted out behind its last event
+            if worker.load == 0:
+                return
+            await asyncio.sleep(0.02)
+        raise AssertionError(worker.load)
 
     run(work)

@@ -314,8 +314,23 @@ class CallingAnnouncer(Announcer):
         self.tell(say.ItemDone, item=done, previous_item_id=before)
         return done
 
+    def placed(self, item_id: str, after: str) -> None:
+        """An item that was said last stands behind another one, or at the `root`."""
+        item = self.items.pop(item_id)
+        order = list(self.items.items())
+        place = 0 if after == "root" else list(self.items).index(after) + 1
+        self.items = dict([*order[:place], (item_id, item), *order[place:]])
 
-def no_item(code: str, item_id: str) -> ApiError:
+    def number(self, kind: str) -> int:
+        """The next number of a kind that no item of the client's has."""
+        shape = {"item": "item_{:06d}", "resp": "item_a{:06d}"}.get(kind)
+        while True:
+            number = super().number(kind)
+            if shape is None or shape.format(number) not in self.items:
+                return number
+
+
+def no_item(code: str, item_id: str, param: str = "item_id") -> ApiError:
     """There is no such item; `code` as OpenAI's servers name it."""
     text = f"there is no item {item_id[:64]!r} in this conversation; name one that was added"
-    return ApiError(400, text, code=code, param="item_id")
+    return ApiError(400, text, code=code, param=param)

@@ -7,7 +7,6 @@ Knows libsndfile's writers; no model and no HTTP.
 from __future__ import annotations
 
 import io
-import json
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from lfm2_audio.voice.events import pcm16
 from lfm2_audio.waveform import Audio
 from lfm2_mm.errors import MissingExtra
 
-__all__ = ["MEDIA_TYPES", "Encoder", "event_line", "wav_head"]
+__all__ = ["MEDIA_TYPES", "Encoder", "wav_head"]
 
 MEDIA_TYPES = {
     "wav": "audio/wav",
@@ -29,11 +28,6 @@ MEDIA_TYPES = {
 """By the name of the format in requests."""
 
 _UNKNOWN = 0xFFFFFFFF  # the length of a WAV file that is still being made
-
-
-def event_line(value: dict[str, Any]) -> bytes:
-    """A server-sent event that holds JSON."""
-    return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
 
 
 def wav_head(rate: int) -> bytes:

@@ -10,7 +10,7 @@ import binascii
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -38,12 +38,14 @@ class Item:
         role: Who said it.
         content: Text, from the user also sound, from the assistant also a call.
         shown: The item as clients see it, without its id, where it is no message.
+        after: The item behind which it stands, or `root`; None is behind all others.
     """
 
     id: str | None
     role: Literal["user", "assistant"]
     content: str | Audio | Call
     shown: dict[str, Any] | None = None
+    after: str | None = None
 
 
 def sound_of(data: bytes) -> Audio:
@@ -62,7 +64,13 @@ def item_of(event: dict[str, Any], called: Callable[[str], str | None]) -> Item:
     Raises:
         ApiError: 400 naming what cannot be understood.
     """
-    item = event.get("item")
+    before = event.get("previous_item_id")
+    if before is not None and not isinstance(before, str):
+        raise refused("previous_item_id", "previous_item_id is no text; name an item, or root")
+    return replace(_item_of(event.get("item"), called), after=before)
+
+
+def _item_of(item: Any, called: Callable[[str], str | None]) -> Item:
     kind = item.get("type", "message") if isinstance(item, dict) else None
     if not isinstance(item, dict) or kind not in _KINDS:
         raise refused("item", f"item is no message; its type must be one of {', '.join(_KINDS)}")

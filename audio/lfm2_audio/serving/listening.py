@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lfm2_audio.repetition import LoopWatch
 from lfm2_audio.results import together
@@ -25,13 +25,17 @@ if TYPE_CHECKING:
 __all__ = ["Listening", "heard_text", "threads"]
 
 
-def threads(context: Context) -> ThreadPoolExecutor:
-    """Where recordings are cut and voices heard: apart from the threads that all others share."""
-    made = context.extras.get("audio.threads")
+def threads(context: Context, use: Literal["recordings", "voices"]) -> ThreadPoolExecutor:
+    """Where recordings are cut and voices heard: apart from each other, and from all others.
+
+    A recording keeps its thread until it is written down; a voice cannot wait for that.
+    """
+    made = context.extras.get(f"audio.threads.{use}")
     if made is None:
         limits = context.options.limits
-        made = ThreadPoolExecutor(limits.running + limits.sockets, thread_name_prefix="lfm2-audio")
-        context.extras["audio.threads"] = made
+        n = limits.running if use == "recordings" else 2 * limits.sockets
+        made = ThreadPoolExecutor(n, thread_name_prefix=f"lfm2-{use}")
+        context.extras[f"audio.threads.{use}"] = made
     assert isinstance(made, ThreadPoolExecutor)
     return made
 
@@ -118,7 +122,9 @@ class Listening:
         """
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(threads(self._context), self._work, loop)
+            return await loop.run_in_executor(
+                threads(self._context, "recordings"), self._work, loop
+            )
         finally:
             self._stopped = True
             if self._asked is not None:

@@ -27,7 +27,8 @@ from starlette.websockets import WebSocketDisconnect
 
 from lfm2_audio.serving.calling import Call, no_item, said_call
 from lfm2_audio.serving.items import item_of, sound_of
-from lfm2_audio.serving.listening import heard_text, threads
+from lfm2_audio.serving.listening import threads
+from lfm2_audio.serving.minutes import Minutes
 from lfm2_audio.serving.remote import RemoteLoop
 from lfm2_audio.serving.schema import refused
 from lfm2_audio.serving.session import SessionSettings
@@ -51,10 +52,9 @@ _T = TypeVar("_T")
 _TICK = 0.02  # seconds between two looks at what is to be played
 _BUFFER = 60 * RATE * 2  # bytes that wait for a commit where turns are made by hand
 _SHORTEST = RATE // 10 * 2  # bytes of a turn, at least
-_PATIENCE = 1.0  # seconds in which an answer may be asked for before a turn is written down
 _GOODBYE = 5.0  # seconds for the last words to a client
 _UNREAD = 4096  # events that a slow client may leave unread
-_TOO_BIG, _TOO_SLOW, _GOING = 1009, 1008, 1000
+_TOO_BIG, _TOO_SLOW, _GOING, _BROKEN = 1009, 1008, 1000, 1011
 
 
 class _Close(Exception):
@@ -103,8 +103,7 @@ class _Conversation:
         self._events: asyncio.Queue[dict[str, Any] | say.VoiceEvent] = asyncio.Queue()
         self._loop_of_events = asyncio.get_running_loop()
         self._buffer = bytearray()  # what waits for a commit, where turns are made by hand
-        self._unwritten: list[tuple[str, Audio]] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._minutes = Minutes(context, served, self._tell)
         self._resampler: Resampler | None = None
         self._voice: RemoteLoop
 
@@ -128,9 +127,10 @@ class _Conversation:
             told = from_exception(problem)
             if told.code == "internal":
                 log.exception("a realtime conversation failed")
-            await self._say_goodbye(tasks[0], told, 1011)
+            await self._say_goodbye(tasks[0], told, _BROKEN)
         finally:
-            await self._close([*tasks, *self._tasks])
+            self._minutes.close()
+            await self._close([*tasks, *self._minutes.tasks])
 
     async def _open(self) -> RemoteLoop:
         model = self._served.model
@@ -164,7 +164,7 @@ class _Conversation:
                 await self._socket.close(code, str(problem)[:100])
 
     async def _threaded(self, work: Callable[[], _T]) -> _T:
-        return await self._loop_of_events.run_in_executor(threads(self._context), work)
+        return await self._loop_of_events.run_in_executor(threads(self._context, "voices"), work)
 
     # -- from the loop to the client ---------------------------------------------------------
 
@@ -172,6 +172,11 @@ class _Conversation:
         """For other threads: hand something to the event loop."""
         with suppress(RuntimeError):  # the event loop is gone, and with it whoever would read
             self._loop_of_events.call_soon_threadsafe(take, *given)
+
+    def _take_turn(self, item_id: str, audio: Audio, answered: bool) -> None:
+        if self._settings.transcription:
+            language = self._settings.language
+            self._minutes.take(item_id, audio, answered=answered, language=language)
 
     def _queue(self, event: dict[str, Any] | say.VoiceEvent) -> None:
         self._events.put_nowait(event)
@@ -189,16 +194,9 @@ class _Conversation:
     async def _send(self) -> None:
         while True:
             event = await self._events.get()
-            if self._events.qsize() > _UNREAD:
-                raise _Close(
-                    _TOO_SLOW,
-                    ApiError(
-                        408, "the client does not read what is sent; read faster", code="too_slow"
-                    ),
-                )
             await self._socket.send_text(self._written(event))
             if isinstance(event, say.OutputAudioDelta | say.ResponseDone):
-                self._write_down()
+                self._minutes.begin()
 
     def _written(self, event: dict[str, Any] | say.VoiceEvent) -> str:
         if isinstance(event, dict):
@@ -216,47 +214,18 @@ class _Conversation:
             form["at_ms"] = event.at_ms
         return json.dumps(form)
 
-    # -- what the user said, in writing ------------------------------------------------------
-
-    def _take_turn(self, item_id: str, audio: Audio) -> None:
-        if not self._settings.transcription:
-            return
-        self._unwritten.append((item_id, audio))
-        if not self._voice.automatic:  # perhaps no answer is asked for
-            self._loop_of_events.call_later(_PATIENCE, self._write_down)
-
-    def _write_down(self) -> None:
-        """Begin to transcribe what waits for it: behind the first sound of the answer."""
-        for item_id, audio in self._unwritten:
-            task = asyncio.create_task(self._transcribe(item_id, audio))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        self._unwritten.clear()
-
-    async def _transcribe(self, item_id: str, audio: Audio) -> None:
-        kind, ids = "conversation.item.input_audio_transcription", {"item_id": item_id}
-        place: dict[str, Any] = {**ids, "content_index": 0}
-
-        def tell(text: str) -> None:
-            self._tell(f"{kind}.delta", delta=text, **place)
-
-        try:
-            text, _, _ = await heard_text(
-                self._context, self._served, audio, on_text=tell, language=self._settings.language
-            )
-        except Exception as problem:
-            error = body_of(from_exception(problem))["error"]
-            self._tell(f"{kind}.failed", error=error, **place)
-            return
-        usage = {"type": "duration", "seconds": round(audio.duration, 3)}
-        self._tell(f"{kind}.completed", transcript=text.strip(), usage=usage, **place)
-
     # -- the clock ---------------------------------------------------------------------------
 
     async def _play(self) -> None:
         began, played = time.monotonic(), 0
         while True:
             await asyncio.sleep(_TICK)
+            if self._events.qsize() > _UNREAD:
+                text = "the client does not read what is sent; read faster"
+                raise _Close(_TOO_SLOW, ApiError(408, text, code="too_slow"))
+            if not self._context.worker.invited(self._voice.work):  # it failed; the log has it
+                text = "the model failed in this conversation; connect again"
+                raise _Close(_BROKEN, ApiError(503, text, code="model_failed"))
             due = int((time.monotonic() - began) * self._voice.rate)
             self._voice.play(due - played)
             played = due
@@ -326,7 +295,7 @@ class _Conversation:
                 tools=new.tools,
             )
             if new.told != self._settings.told:
-                self._voice.change(change)
+                self._voice.instruct(change)
 
         await self._threaded(apply)
         self._settings = new
@@ -375,10 +344,17 @@ class _Conversation:
         self._tell("input_audio_buffer.cleared")
 
     async def _create_item(self, event: dict[str, Any]) -> None:
-        item = item_of(event, self._voice.called)
-        content = item.content
-        said = said_call(self._served.model, content) if isinstance(content, Call) else content
-        put = partial(self._voice.put, item.role, said, item_id=item.id, shown=item.shown)
+        def put() -> None:
+            item = item_of(event, self._voice.called)
+            said, model = item.content, self._served.model
+            self._voice.put(
+                item.role,
+                said_call(model, said) if isinstance(said, Call) else said,
+                item_id=item.id,
+                shown=item.shown,
+                after=item.after,
+            )
+
         await self._threaded(put)
 
     async def _retrieve(self, event: dict[str, Any]) -> None:

@@ -20,9 +20,10 @@ from starlette.datastructures import UploadFile
 
 from lfm2_audio.segments import RATE as HEARD_RATE
 from lfm2_audio.segments import joined
-from lfm2_audio.serving.encoding import MEDIA_TYPES, Encoder, event_line
+from lfm2_audio.serving.encoding import MEDIA_TYPES, Encoder
 from lfm2_audio.serving.listening import Listening, threads
 from lfm2_audio.serving.realtime import realtime_socket
+from lfm2_audio.serving.recordings import Recordings
 from lfm2_audio.serving.schema import SpeechRequest, TranscriptionRequest, voice_of
 from lfm2_audio.serving.sounding import RATE, spoken
 from lfm2_audio.serving.spoken import spoken_chat
@@ -35,6 +36,7 @@ from lfm2_mm.server.context import Context, context_of, until_gone
 from lfm2_mm.server.options import Limits
 from lfm2_mm.server.problems import ApiError, body_of, from_exception
 from lfm2_mm.server.registry import Served
+from lfm2_mm.server.streaming import EventStream, event_line
 
 __all__ = ["answer_modes", "read_upload", "router"]
 
@@ -102,17 +104,31 @@ async def transcriptions(request: Request) -> Response:
                 code="audio_too_large",
                 param="file",
             )
-        data = await file.read()
-    audio = await asyncio.get_running_loop().run_in_executor(
-        threads(context), partial(read_upload, data, limits)
-    )
-    options = {"language": wanted.told, "temperature": wanted.temperature}
+        recordings = Recordings.of(context)
+        reading = partial(_decoded, file, context)
+        audio = await until_gone(request, recordings.take(reading))
+    given = partial(recordings.give, audio)
     if wanted.stream:
-        return StreamingResponse(
-            _transcript_events(context, served, audio, options),
-            media_type="text/event-stream",
-            headers=_NO_STORE,
-        )
+        options = {"language": wanted.told, "temperature": wanted.temperature}
+        return EventStream(_transcript_events(context, served, audio, options), given)
+    try:
+        return await _transcript(request, served, audio, wanted)
+    finally:
+        given()
+
+
+async def _decoded(file: UploadFile, context: Context) -> Audio:
+    reading = partial(read_upload, await file.read(), context.options.limits)
+    pool = threads(context, "recordings")
+    return await asyncio.get_running_loop().run_in_executor(pool, reading)
+
+
+async def _transcript(
+    request: Request, served: Served, audio: Audio, wanted: TranscriptionRequest
+) -> Response:
+    """All of it at once, in the form that is wanted."""
+    context = context_of(request)
+    options = {"language": wanted.told, "temperature": wanted.temperature}
     timed = wanted.form in ("srt", "vtt", "verbose_json")
     listening = Listening(context, served, audio, timed=timed, options=options)
     try:

@@ -20,11 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 
 from lfm2_audio.conversation import Conversation
 from lfm2_audio.prompts import CONVERSATION
-from lfm2_audio.serving.encoding import event_line
 from lfm2_audio.serving.schema import refused, voice_of
 from lfm2_audio.serving.sounding import RATE, spoken
 from lfm2_audio.voice.events import pcm16
@@ -37,12 +36,12 @@ from lfm2_mm.server.inputs import safe_messages
 from lfm2_mm.server.options import Limits
 from lfm2_mm.server.problems import ApiError, body_of, from_exception
 from lfm2_mm.server.registry import Served
+from lfm2_mm.server.streaming import EventStream, event_line
 from lfm2_mm.server.worker import Ticket
 
 __all__ = ["Said", "conversation_of", "instructed", "spoken_chat", "system_of"]
 
 _KEPT, _SECONDS = 256, 3600  # answers, and how long each may be referred to
-_NO_STORE = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 
 def system_of(text: str | None) -> str:
@@ -184,9 +183,7 @@ async def spoken_chat(body: ChatRequest, request: Request) -> Response:
     context = context_of(request)
     job = await until_gone(request, _begin(body, context))
     if body.stream:
-        return StreamingResponse(
-            _stream(job, context), media_type="text/event-stream", headers=_NO_STORE
-        )
+        return EventStream(_stream(job, context), job.ticket.cancel)
     return JSONResponse(await until_gone(request, _whole(job, context)))
 
 
