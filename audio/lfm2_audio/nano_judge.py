@@ -79,6 +79,7 @@ _SOUNDS = 96
 _CHANGE = 3.0  # nats that another word in the next row must be worth
 _SHORTEST = 0.1  # seconds that can hold a word
 _OWN = 3  # times that the assistant's own recordings are among the words
+_LETTERS = 4  # times that letters are: they are short, and spelled ones much alike
 _VOICES_EACH = 4  # in which words of answers are recorded
 _NATIVE = {"german": "de", "french": "fr-fr", "spanish": "es"}
 _VARIANTS = frozenset(
@@ -248,6 +249,8 @@ def lessons(folder: Path, *, say: Callable[[str], None] = print) -> SpeechEncode
     for i, one in enumerate(train.utterances):
         if one.kind == "word" and one.voice.variant in _VARIANTS:
             parts.append((train, i))
+    letters = [part for part in parts if len(part[0].utterances[part[1]].text) == 1]
+    parts += letters * (_LETTERS - 1)
     sounds = _sounds(folder, native)
     return SpeechEncoder(Chosen(parts), tokenizer(), sounds, words=words())
 

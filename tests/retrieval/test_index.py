@@ -580,7 +580,7 @@ def test_a_damaged_manifest_is_detected_and_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"version": 9}, IndexMismatch, "has format version 9, but this program reads 2 to 3;"),
+        ({"version": 9}, IndexMismatch, "has format version 9, but this program reads 2 to 4;"),
         ({"format": "zip"}, CorruptIndex, "is no manifest"),
         ({"segments": [{"name": "../x"}]}, CorruptIndex, "is no manifest"),
     ],

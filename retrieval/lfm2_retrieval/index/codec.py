@@ -21,9 +21,9 @@ from jaxtyping import Float32, Integer, UInt8
 from numpy import ndarray
 from numpy.typing import NDArray
 
-from lfm2_mm.errors import MissingExtra, SettingError
+from lfm2_mm.errors import IndexMismatch, MissingExtra, SettingError
 from lfm2_retrieval.index import files, kernels
-from lfm2_retrieval.index.axes import Axes
+from lfm2_retrieval.index.axes import Axes, allotted, refined
 from lfm2_retrieval.index.files import Stored
 from lfm2_retrieval.index.manifest import Codes
 
@@ -37,6 +37,8 @@ _ROUGH = 1024
 _BLOCK = 1 << 14
 _VALUES, _STEPS = 1 << 20, 60
 _SCALES = 256
+_WORTH = 0.95
+"""Axes are taken where they lose at most this share of what plain dimensions lose."""
 _FINEST = 1e-3
 """The smallest scale of a residual, as a share of the largest."""
 
@@ -104,7 +106,7 @@ class Codebook:
         weights: What each bucket stands for, times the residual's scale.
         scales: What the byte behind the buckets stands for, ascending.
         axes: What the dimensions of 4 bits are; None for those of the vectors, as with 2 and 8 bits
-            and in indexes of format version 2.
+            and in older indexes.
     """
 
     def __init__(
@@ -160,24 +162,32 @@ class Codebook:
         probe = sample[:held]
         residuals = probe - book.centroids[book.assign(probe)]
         sizes = _sizes(residuals)
-        book._train_buckets(residuals / sizes[:, None], bits)
+        book._train_buckets(residuals / sizes[:, None], probe, bits)
         book.scales = np.geomspace(
             _FINEST * sizes.max(), 1.25 * sizes.max(), _SCALES, dtype=np.float32
         )
         return book
 
-    def _train_buckets(self, residuals: Float32[ndarray, "n d"], bits: int) -> None:
-        """Buckets of residuals of size 1: along their axes only where that loses less."""
+    def _train_buckets(
+        self, residuals: Float32[ndarray, "n d"], tokens: Float32[ndarray, "n d"], bits: int
+    ) -> None:
+        """Buckets of residuals of size 1: along their axes only where that loses less.
+
+        What is lost is measured as queries see it that are spread as tokens are.
+        """
         choices: list[tuple[Axes | None, NDArray[Any], NDArray[Any]]]
         choices = [(None, *_buckets(residuals, 1 << bits))]
         fitting, judging = (np.ascontiguousarray(residuals[i::2]) for i in range(2))
         # bytes hold two numbers, so that a quarter of the bytes must be an eighth of the axes
         if bits == 4 and self.dim % 8 == 0 and len(fitting) >= 2 * self.dim:
-            choices.append(_axes(fitting))
+            choices.append(_axes(fitting, tokens))
+        seen = tokens.T @ tokens
         lost = []
         for self.axes, self.cutoffs, self.weights in choices:
-            lost.append(float(np.square(self._buckets_of(judging)[1] - judging).sum()))
-        self.axes, self.cutoffs, self.weights = choices[int(np.argmin(lost))]
+            error = self._buckets_of(judging)[1] - judging
+            lost.append(float(np.einsum("nd,de,ne->", error, seen, error, optimize=True)))
+        turned = lost[-1] <= _WORTH * lost[0]
+        self.axes, self.cutoffs, self.weights = choices[-1 if turned else 0]
 
     def assign(self, rows: Float32[ndarray, "n d"]) -> Integer[ndarray, " n"]:
         """The nearest centroid of each token; with many centroids nearly always the nearest."""
@@ -214,7 +224,7 @@ class Codebook:
         """Packed buckets of residuals of size 1, and what these stand for."""
         cutoffs = torch.from_numpy(self.cutoffs)
         if self.axes is not None:
-            numbers = self.axes.numbers(residuals, cutoffs, self.weights)
+            numbers = self.axes.numbers(residuals, self.cutoffs)
         else:
             found = torch.bucketize(
                 torch.from_numpy(residuals), cutoffs, out_int32=True, right=True
@@ -239,7 +249,7 @@ class Codebook:
 
     def in_basis(self, query: Float32[ndarray, "r d"]) -> Float32[ndarray, "r d"]:
         """A query in the basis of the buckets, for `lfm2_mm.kernels.search.ResidualQuery`."""
-        return query if self.axes is None else self.axes.turned(query, self.weights)
+        return query if self.axes is None else self.axes.turned(query)
 
     def write(self, folder: Path) -> Mapping[str, Stored]:
         """Write into a new folder, durably."""
@@ -249,7 +259,8 @@ class Codebook:
             name: getattr(self, name) for name in ("centroids", "cutoffs", "weights", "scales")
         }
         if self.axes is not None:
-            arrays |= {"axes": self.axes.directions, "fine": self.axes.fine}
+            arrays |= {"axes": self.axes.directions, "counts": np.array(self.axes.counts)}
+            arrays |= {"eight": self.axes.eight, "six": self.axes.six}
         for name, array in arrays.items():
             writer = files.FileWriter(folder / f"{name}.bin")
             try:
@@ -275,30 +286,39 @@ class Codebook:
         }
         where = folder / "codebooks" / codes.name
         turned = "axes.bin" in codes.files
+        if turned and "counts.bin" not in codes.files:
+            raise IndexMismatch(
+                f"the codebook {str(where)!r} is of format version 3, whose axes are not read any "
+                "more; build the index anew"
+            )
         if turned:
-            shapes |= {"axes": (dim, dim), "fine": (2, 4)}
+            kept = codes.files["axes.bin"].size // (4 * dim)
+            shapes |= {"axes": (dim, kept), "counts": (2,), "eight": (256,), "six": (64,)}
         parts = [
             np.array(files.map_array(where / f"{n}.bin", "<f4", shape), np.float32)
             for n, shape in shapes.items()
         ]
         centroids, cutoffs, weights, scales, *turns = parts
-        return cls(centroids, cutoffs, weights, scales, Axes(*turns) if turned else None)
+        axes = None
+        if turned:
+            directions, counts, eight, six = turns
+            axes = Axes(directions, eight, six, (int(counts[0]), int(counts[1])))
+        return cls(centroids, cutoffs, weights, scales, axes)
 
 
 def _axes(
-    residuals: Float32[ndarray, "n d"],
+    residuals: Float32[ndarray, "n d"], tokens: Float32[ndarray, "m d"]
 ) -> tuple[Axes, NDArray[np.float32], NDArray[np.float32]]:
     """The axes of residuals of size 1, and the cutoffs and weights of the buckets there."""
-    directions = Axes.principal(residuals)
-    places = Axes(directions, np.zeros((2, 4), np.float32)).places(residuals)
-    dim = residuals.shape[1]
-    few = dim // 4
-    cutoffs, weights = _buckets(places[:, few : dim - few], 16)
-    number = np.searchsorted(cutoffs, places[:, :few], "right")
-    fine = [
-        _buckets(part, 4)[1] for part in (places[:, dim - few :], places[:, :few] - weights[number])
-    ]
-    return Axes(directions, np.stack(fine)), cutoffs, weights
+    directions, counting = Axes.principal(residuals, tokens)
+    eights, sixes = counts = allotted(counting)
+    directions = np.ascontiguousarray(directions[:, : len(directions) - eights - sixes])
+    none = np.zeros(0, np.float32)
+    places = Axes(directions, none, none, counts).places(residuals)
+    cutoffs, weights = _buckets(places, 16)
+    parts = ((places[:, :eights], 16), (places[:, eights : eights + 2 * sixes], 4))
+    eight, six = (refined(part, cutoffs, weights, each, _buckets) for part, each in parts)
+    return Axes(directions, eight, six, counts), cutoffs, weights
 
 
 def _sizes(residuals: NDArray[Any]) -> NDArray[np.float32]:

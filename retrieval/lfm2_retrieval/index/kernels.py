@@ -37,12 +37,11 @@ class Levels:
     """What packed buckets stand for; use `of`.
 
     Attributes:
-        tables: For each byte the values of its buckets as one wide element, for a single look-up:
-            of most dimensions, and with axes of the last and what refines the first.
+        table: For each byte the values of its buckets as one wide element, for a single look-up.
         axes: The dimensions; None for those of the vectors.
     """
 
-    tables: tuple[Shaped[ndarray, " bytes"], ...]
+    table: Shaped[ndarray, " bytes"]
     axes: Axes | None
 
     @classmethod
@@ -53,31 +52,14 @@ class Levels:
             weights: What a bucket stands for; 2, 4 or 8 bits by their number.
             axes: The dimensions.
         """
-        if axes is None:
-            return cls((_table(weights),), None)
-        last, refined = np.repeat(axes.fine[0], 4), np.tile(axes.fine[1], 4)
-        return cls(tuple(map(_table, (weights, last, refined))), axes)
+        return cls(_table(weights), axes)
 
     def values(self, packed: UInt8[ndarray, "t b"]) -> Float32[ndarray, "t d"]:
         """Residuals of size 1 of packed buckets."""
-        if self.axes is None:
-            return _looked_up(self.tables[0], packed)
-        most = packed.shape[1] - packed.shape[1] // 4
-        coarse, last, refined = self.tables
-        values = np.concatenate(
-            [_looked_up(coarse, packed[:, :most]), _looked_up(last, packed[:, most:])], axis=1
-        )
-        values[:, : self.axes.few] += _looked_up(refined, packed[:, most:])
-        directions = torch.from_numpy(self.axes.directions)
-        found: NDArray[np.float32] = (torch.from_numpy(values) @ directions.T).numpy()
-        return found
-
-
-def _looked_up(
-    table: Shaped[ndarray, " bytes"], packed: UInt8[ndarray, "t b"]
-) -> Float32[ndarray, "t n"]:
-    found: NDArray[np.float32] = table[packed].view(np.float32).reshape(len(packed), -1)
-    return found
+        if self.axes is not None:
+            return self.axes.values(packed, self.table)
+        found: NDArray[np.float32] = self.table[packed].view(np.float32)
+        return found.reshape(len(packed), -1)
 
 
 def residual_maxsim(

@@ -20,7 +20,7 @@ from lfm2_retrieval.index.files import Stored
 
 __all__ = ["Codes", "Deleted", "Manifest", "Model", "Part", "commit", "current", "sweep"]
 
-FORMAT, VERSION = "lfm2-index", 3
+FORMAT, VERSION = "lfm2-index", 4
 OLDEST = 2
 """Of this version on indexes can be read; what changes them writes the newest."""
 CURRENT = "CURRENT"
