@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from lfm2_mm.errors import SettingError
 from lfm2_mm.locate import locate
 from lfm2_vision import nano
-from lfm2_vision.losses import Auxiliary, lift_words
+from lfm2_vision.losses import Auxiliary, counting_loss, lift_words
 from lfm2_vision.pointing import counted_things, named_things
 from lfm2_vision.scenes import (
     ALL_COLOURS,
@@ -228,13 +228,52 @@ def test_labels_of_named_words_and_positions_agree_with_the_scene() -> None:
     ):
         said = encoder.tokenizer.decode([int(flat[at])])
         assert ALL_SHAPES[shape - 1] in said or ALL_COLOURS[colour - 1] in said
-    # the position that holds a thing's centre says the centre's place, within its own size
+    # the position next to a thing's centre says what it is
     rows, cols = batch.shapes[0][0] // 2, batch.shapes[0][1] // 2
     place = batch.cell_place[: rows * cols]
     for thing in samples[0].scene.things:
         target = torch.tensor([thing.cx / 200, thing.cy / 260])
         nearest = int((place - target).abs().sum(-1).argmin())
         assert batch.cell_shape[nearest] == ALL_SHAPES.index(thing.shape) + 1
+
+
+def one_thing(size: tuple[int, int], seed: int) -> Sample:
+    return generate(seed, 0, profile=Profile(size=size, things=(1, 1)), questions=2)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_thing_counts_as_one_however_its_centre_lies(seed: int) -> None:
+    encoder = SceneEncoder(
+        Tokenizer.from_str(nano.tokenizer_files()["tokenizer.json"]), nano.IMAGES
+    )
+    sample = one_thing((200, 260), seed)
+    batch = encoder.batch([sample])
+    shown = batch.cell_share > 0
+    assert 1 <= shown.sum() <= 4 and (batch.cell_shape[shown] > 0).all()
+    assert not batch.cell_shape[~shown].any()
+    assert batch.cell_share.sum() == pytest.approx(1)
+    # where its shares balance is its centre
+    thing = sample.scene.things[0]
+    middle = (batch.cell_share[:, None] * batch.cell_place).sum(0)
+    assert middle.tolist() == pytest.approx([thing.cx / 200, thing.cy / 260], abs=1e-4)
+
+
+def test_the_counting_loss_is_least_where_beliefs_add_up_to_one() -> None:
+    encoder = SceneEncoder(
+        Tokenizer.from_str(nano.tokenizer_files()["tokenizer.json"]), nano.IMAGES
+    )
+    batch = encoder.batch([one_thing((200, 260), 1)])
+    kind = int(batch.cell_shape.max())
+
+    def loss(share: torch.Tensor) -> float:
+        beliefs = torch.full((len(share), 10), 1e-9)
+        beliefs[:, kind], beliefs[:, 0] = share.clamp(min=1e-9), (1 - share).clamp(min=1e-9)
+        return float(counting_loss(beliefs.log(), batch))
+
+    right = batch.cell_share
+    whole = (right == right.max()).float()
+    assert loss(right) < loss(0.5 * right) and loss(right) < loss(whole)
+    assert loss(right) < loss((1.5 * right).clamp(max=0.99))
 
 
 def test_the_auxiliary_loss_leaves_withheld_names_alone() -> None:
@@ -252,9 +291,8 @@ def test_the_auxiliary_loss_leaves_withheld_names_alone() -> None:
     loss, _ = heads.seen(torch.randn(len(batch.patch_shape), 8), cells, batch)
     torch.autograd.backward(loss)
     only = batch.cell_shape != 0
-    shapes = torch.nn.functional.one_hot(batch.cell_shape[only], 10).sum(0)
-    assert int(shapes.sum()) == 1
-    # ground positions still teach every class; the blue thing's own position teaches none of them
+    assert 1 <= int(only.sum()) <= 4 and len(batch.cell_shape[only].unique()) == 1
+    # ground positions still teach every class; the blue thing's own positions teach none of them
     logits = torch.zeros(int(only.sum()), 10, requires_grad=True)
     opened = unseen_pairs()[batch.cell_colour[only]]
     torch.autograd.backward(

@@ -21,7 +21,7 @@ from lfm2_vision.scenes import ALL_COLOURS, ALL_SHAPES
 from lfm2_vision.training import GROUND, SIDES_ASKED, SIGN, SceneBatch
 from lfm2_vision.unseen import level_loss, lift_loss, unseen_pairs
 
-__all__ = ["Auxiliary", "answered", "lift_words", "scene_loss"]
+__all__ = ["Auxiliary", "answered", "counting_loss", "lift_words", "scene_loss"]
 
 
 class Auxiliary(nn.Module):
@@ -29,7 +29,7 @@ class Auxiliary(nn.Module):
 
     The heads over words read the backbone's rows one block after its first attention, where a
     word that names a thing can first have found it. The way between two things is read after the
-    last attention, at the token that the answer follows: there both places can have met.
+    second attention, at the token that the answer follows: there both places can have met.
     """
 
     def __init__(self, tower_size: int, connector_size: int) -> None:
@@ -55,22 +55,26 @@ class Auxiliary(nn.Module):
         raw_patch, raw_cell = self.patch_shape(rows), self.cell_shape(cells)
         patch, cell = _open(raw_patch, batch.patch_colour), _open(raw_cell, batch.cell_colour)
         things = (batch.patch_shape != GROUND) & (batch.patch_shape != SIGN)
-        centres = batch.cell_shape != GROUND
+        shared = batch.cell_shape != GROUND
+        share, shown = batch.cell_share[shared], batch.cell_shape[shared]
         terms = [
             F.cross_entropy(patch, batch.patch_shape),
             _colour_loss(self.patch_colour(rows), batch.patch_colour, batch.patch_shape),
-            4 * F.cross_entropy(cell, batch.cell_shape),
+            12 * counting_loss(cell, batch),
             _colour_loss(self.cell_colour(cells), batch.cell_colour, batch.cell_shape),
             # most patches are ground; shape, the slowest to be learnt, also counts by itself
             2 * F.cross_entropy(patch[things], batch.patch_shape[things]),
-            2 * F.cross_entropy(cell[centres], batch.cell_shape[centres]),
+            2 * _weighed(F.cross_entropy(cell[shared][:, 1:], shown - 1, reduction="none"), share),
             0.2 * _level(raw_patch[things], batch.patch_shape[things], batch.patch_colour[things]),
-            0.2 * _level(raw_cell[centres], batch.cell_shape[centres], batch.cell_colour[centres]),
+            0.2 * _level(raw_cell[shared], shown, batch.cell_colour[shared]),
             2 * F.l1_loss(self.cell_place(cells).float(), batch.cell_place),
         ]
         right = (patch.argmax(-1) == batch.patch_shape)[things].float().mean()
-        found = (cell.argmax(-1) == batch.cell_shape)[centres].float().mean()
-        return torch.stack(terms).sum(), {"patch_right": float(right), "cell_right": float(found)}
+        found = cell[shared][:, 1:].argmax(-1) + 1 == shown
+        return torch.stack(terms).sum(), {
+            "patch_right": float(right),
+            "cell_right": float(_weighed(found.float(), share)),
+        }
 
     def named(
         self, words: Float[Tensor, "k d"], asked: Float[Tensor, "r d"], batch: SceneBatch
@@ -112,6 +116,23 @@ class Auxiliary(nn.Module):
 
 
 _SHUT = -1e4  # a logit no softmax notices
+
+
+def _weighed(values: Float[Tensor, " n"], weights: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+    """The weighted mean; 0 of nothing."""
+    return (values * weights).sum() / weights.sum().clamp(min=1e-6)
+
+
+def counting_loss(shape: Float[Tensor, "m s"], batch: SceneBatch) -> Float[Tensor, ""]:
+    """Cross-entropy with each position's share of a thing, the rest of it ground.
+
+    Told one position per thing, positions beside a centre say "mostly one" too, and who adds them
+    up counts wrong; shares add up to one.
+    """
+    logs = F.log_softmax(shape, -1)
+    of_thing = logs.gather(1, batch.cell_shape[:, None])[:, 0]
+    share = batch.cell_share
+    return -(share * of_thing + (1 - share) * logs[:, GROUND]).mean()
 
 
 def _open(shape: Float[Tensor, "n s"], colour: Tensor) -> Float[Tensor, "n s"]:
@@ -163,7 +184,7 @@ class Hidden(NamedTuple):
     Attributes:
         last: Final hidden states of all tokens.
         words: States of the words that name a thing, a block after the first attention.
-        asked: States of the last token of questions about places, after the last attention.
+        asked: States of the last token of questions about places, after the second attention.
         nouns: States of the words that name what is counted, as `words`.
         counted: States of the last token of such questions, as `asked`.
         rows: What the tower makes of the patches.
@@ -192,15 +213,15 @@ def scene_hidden(
         x = x.to(torch.get_autocast_dtype(x.device.type))
     x = x.index_copy(0, batch.image_positions, cells.to(x.dtype))
     attentions = [i for i, block in enumerate(backbone.layers) if block.is_attention]
-    words, asked = attentions[0] + 1, attentions[-1]
+    words, asked = attentions[0] + 1, attentions[:2][-1]
     states = quick.read(x, batch.mixing)
-    after_first, after_last = states[words], states[asked]
+    after_first, after_second = states[words], states[asked]
     return Hidden(
         last=states[-1],
         words=after_first[batch.named],
-        asked=after_last[batch.asked],
+        asked=after_second[batch.asked],
         nouns=after_first[batch.counted],
-        counted=after_last[batch.counted_last],
+        counted=after_second[batch.counted_last],
         rows=rows,
         cells=cells,
     )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -66,7 +67,10 @@ BACKBONE = BackboneConfig(
     vocab_size=1024,
     hidden_size=192,
     ffn_size=384,
-    layer_types=("conv", "conv", "full_attention", "conv", "full_attention", "conv"),
+    layer_types=(
+        *("conv", "conv", "full_attention", "conv"),
+        *("full_attention", "conv", "full_attention"),
+    ),
     n_heads=6,
     n_kv_heads=2,
     head_dim=32,
@@ -77,9 +81,9 @@ IMAGES = ImageConfig(
     patch_size=8,
     tile_size=128,
     max_tiles=6,
-    min_image_tokens=48,
-    max_image_tokens=64,
-    max_pixels_tolerance=16.0,
+    min_image_tokens=64,
+    max_image_tokens=96,
+    max_pixels_tolerance=10.5,
 )
 NEAR = Profile(canvas=(128, 320), max_aspect=4.0)
 
@@ -116,6 +120,8 @@ class Recipe:
         stages: What is learnt when.
         questions: About how many questions each picture comes with.
         weights: How often each kind is asked, where not as usual.
+        repeated: Share of steps whose scenes know two colours or two shapes only, so that three and
+            more things have one in common.
     """
 
     seed: int
@@ -123,6 +129,7 @@ class Recipe:
     stages: tuple[Stage, ...]
     questions: int = 10
     weights: tuple[tuple[str, float], ...] = ()
+    repeated: float = 0.0
 
     def stage(self, step: int) -> Stage:
         """The stage of a step; the last one stays."""
@@ -146,12 +153,16 @@ _MIXED = (
 )
 _FREE = replace(_ALL_NEAR, any_colour=1.0)
 _FREER = (
-    (NEAR, 0.2),
+    (NEAR, 0.05),
+    (replace(NEAR, things=(4, 5)), 0.1),
     (CORE, 0.2),
+    (replace(CORE, things=(3, 5)), 0.15),
     (_ALL, 0.1),
-    (_ALL_NEAR, 0.1),
-    (replace(NEAR, any_colour=1.0), 0.25),
-    (_FREE, 0.1),
+    (_ALL_NEAR, 0.05),
+    (replace(NEAR, any_colour=1.0), 0.05),
+    (replace(CORE, any_colour=1.0), 0.1),
+    (replace(NEAR, any_colour=1.0, things=(4, 5)), 0.1),
+    (_FREE, 0.05),
     (replace(_ALL_NEAR, sign_probability=0.5, small_probability=0.2), 0.05),
 )
 
@@ -189,6 +200,7 @@ def recipe_more(steps: int = MORE_STEPS, seed: int = 20261124) -> Recipe:
         seed=seed,
         schedule=Schedule(steps=steps, warmup=100, peak=6e-4),
         questions=12,
+        repeated=0.5,
         weights=(
             ("shape", 4.0),
             ("exist", 4.0),
@@ -200,7 +212,7 @@ def recipe_more(steps: int = MORE_STEPS, seed: int = 20261124) -> Recipe:
         ),
         stages=(
             Stage(
-                until=int(0.2 * steps),
+                until=int(0.1 * steps),
                 profiles=((_FREE, 0.6), (_ALL_NEAR, 0.2), (NEAR, 0.2)),
                 batch=8,
                 auxiliary=1.0,
@@ -270,6 +282,8 @@ class Batches(Dataset[SceneBatch]):
         profile: Profile = rng.choices(profiles, weights)[0]
         if tiled:
             profile = replace(profile, canvas=(400, 1024), max_aspect=2.5)
+        if rng.random() < plan.repeated:
+            profile = _narrowed(profile, rng)
         # one canvas a step: views of equal size are attended to in one call
         profile = replace(profile, size=canvas(rng, profile))
         samples = [
@@ -284,6 +298,13 @@ class Batches(Dataset[SceneBatch]):
         ]
         config = IMAGES if tiled else IMAGES.with_budget(max_tiles=1)
         return self._encoder.batch(samples, config)
+
+
+def _narrowed(profile: Profile, rng: Random) -> Profile:
+    """A profile with two of its colours, or two of its shapes."""
+    if rng.random() < 0.5 and not profile.any_colour:
+        return replace(profile, colours=tuple(rng.sample(profile.colours, 2)))
+    return replace(profile, shapes=tuple(rng.sample(profile.shapes, 2)))
 
 
 def _unbatched(batch: Any) -> Any:

@@ -60,7 +60,9 @@ class SceneBatch:
         patch_shape: Shape class of each patch, `[n]`.
         patch_colour: Colour class of each patch, `[n]`; `IGNORE` on ground and signs. The class of
             the nearest colour, negated, where the fill has no name; so are the other colours.
-        cell_shape: Shape class whose centre lies in each position, `[m]`; 0 for none.
+        cell_shape: Shape class whose centre lies in or next to each position, `[m]`; 0 for none.
+        cell_share: The position's share of that thing, `[m]`: a centre is shared by the four
+            positions around it as in bilinear interpolation, so each thing counts as one in all.
         cell_colour: Its colour class, `[m]`; `IGNORE` for none.
         cell_place: Middle of each position, `[m, 2]`, as shares of the picture's width and height.
         named: Indices into `ids` of the words that name one thing, `[k]`.
@@ -92,6 +94,7 @@ class SceneBatch:
     patch_shape: Tensor
     patch_colour: Tensor
     cell_shape: Tensor
+    cell_share: Tensor
     cell_colour: Tensor
     cell_place: Tensor
     named: Tensor
@@ -224,8 +227,9 @@ class SceneEncoder:
             patch_shape=columns[0],
             patch_colour=columns[1],
             cell_shape=columns[2],
-            cell_colour=columns[3],
-            cell_place=columns[4],
+            cell_share=columns[3],
+            cell_colour=columns[4],
+            cell_place=columns[5],
             named=torch.tensor([at for at, _, _ in named], dtype=torch.long),
             named_place=torch.tensor(
                 [(thing.cx / scene.width, thing.cy / scene.height) for _, thing, scene in named],
@@ -270,7 +274,7 @@ def _colour_id(scene: Scene, thing: Thing) -> int:
 
 
 def _labels(scene: Scene, layout: Plan, config: ImageConfig) -> list[list[NDArray[Any]]]:
-    """Per view: patch shapes, patch colours, cell shapes, cell colours, cell places."""
+    """Per view: patch shapes and colours, cell shapes, shares, colours and places."""
     whole = Image.fromarray(label_map(scene))
     out: list[list[NDArray[Any]]] = []
     for view in layout.views:
@@ -284,19 +288,37 @@ def _labels(scene: Scene, layout: Plan, config: ImageConfig) -> list[list[NDArra
         side = config.token_side
         rows, cols = view.height // side, view.width // side
         cell_shape = np.zeros((rows, cols), np.int64)
+        cell_share = np.zeros((rows, cols), np.float32)
         cell_colour = np.full((rows, cols), IGNORE, np.int64)
         for thing in scene.things:
             x, y = thing.cx / scale_x - left, thing.cy / scale_y - top
             if 0 <= x < view.width and 0 <= y < view.height:
-                cell_shape[int(y // side), int(x // side)] = _SHAPE_ID[thing.shape]
-                cell_colour[int(y // side), int(x // side)] = _colour_id(scene, thing)
+                for row, col, share in _shares(x / side - 0.5, y / side - 0.5, rows, cols):
+                    if share > cell_share[row, col]:
+                        cell_share[row, col] = share
+                        cell_shape[row, col] = _SHAPE_ID[thing.shape]
+                        cell_colour[row, col] = _colour_id(scene, thing)
         across = (left + (np.arange(cols) + 0.5) * side) / size[0]
         down = (top + (np.arange(rows) + 0.5) * side) / size[1]
         place = np.empty((rows, cols, 2), np.float32)
         place[..., 0], place[..., 1] = across, down[:, None]
-        labels: list[NDArray[Any]] = [patch_shape, patch_colour, cell_shape.ravel()]
-        out.append([*labels, cell_colour.ravel(), place.reshape(-1, 2)])
+        cells: list[NDArray[Any]] = [cell_shape.ravel(), cell_share.ravel(), cell_colour.ravel()]
+        out.append([patch_shape, patch_colour, *cells, place.reshape(-1, 2)])
     return out
+
+
+def _shares(x: float, y: float, rows: int, cols: int) -> list[tuple[int, int, float]]:
+    """Row, column and share of the positions around a point; beyond the edge it is the edge's."""
+    x, y = min(max(x, 0.0), cols - 1.0), min(max(y, 0.0), rows - 1.0)
+    col, row = min(int(x), max(cols - 2, 0)), min(int(y), max(rows - 2, 0))
+    across, down = x - col, y - row
+    shares = [
+        (row, col, (1 - down) * (1 - across)),
+        (row, col + 1, (1 - down) * across),
+        (row + 1, col, down * (1 - across)),
+        (row + 1, col + 1, down * across),
+    ]
+    return [(r, c, share) for r, c, share in shares if share > 0]
 
 
 def _patch_labels(

@@ -228,27 +228,34 @@ def _choose_existence(scene: Scene, rng: Random) -> _Fact | None:
     """
     if not scene.colours:
         shown = {thing.shape for thing in scene.things}
-        asked = sorted(shown) if rng.random() < 0.5 else [s for s in scene.shapes if s not in shown]
-        return _existence(scene, rng.choice(asked), None) if asked else None
+        absent = [shape for shape in scene.shapes if shape not in shown]
+        if not absent:
+            return None  # the answer could only be yes
+        asked = sorted(shown) if rng.random() < 0.5 else absent
+        return _existence(scene, rng.choice(asked), None)
     allowed = _askable(scene)
     present = {thing.pair for thing in scene.things}
     form = rng.choices(("pair", "shape", "colour"), (3, 1, 1))[0]
     if form == "shape" and {shape for shape, _ in present} >= {shape for shape, _ in allowed}:
         form = "pair"
+    elif form == "colour" and {colour for _, colour in present} >= {c for _, c in allowed}:
+        form = "pair"
+    if present.issuperset(allowed):
+        return None  # the answer could only be yes
     if rng.random() < 0.5:
         shape, colour = rng.choice(sorted(present))
     else:
-        absent = [p for p in allowed if p not in present]
+        missing = [p for p in allowed if p not in present]
         if form == "shape":
-            absent = [p for p in absent if not _matching(scene, p[0], None)]
+            missing = [p for p in missing if not _matching(scene, p[0], None)]
         elif form == "colour":
-            absent = [p for p in absent if not _matching(scene, None, p[1])]
+            missing = [p for p in missing if not _matching(scene, None, p[1])]
         elif rng.random() < 0.5:
             shapes, colours = {s for s, _ in present}, {c for _, c in present}
-            hard = [p for p in absent if p[0] in shapes and p[1] in colours]
-            near = [p for p in absent if p[0] in shapes or p[1] in colours]
-            absent = hard or near or absent
-        shape, colour = rng.choice(absent)
+            hard = [p for p in missing if p[0] in shapes and p[1] in colours]
+            near = [p for p in missing if p[0] in shapes or p[1] in colours]
+            missing = hard or near or missing
+        shape, colour = rng.choice(missing)
     return _existence(
         scene, None if form == "colour" else shape, None if form == "shape" else colour
     )
