@@ -3,8 +3,8 @@
     .venv/bin/python tools/make_speech_samples.py audio/lfm2_audio/samples
 
 Sentences and voices are held out; so are the voices of questions. The sentences are chosen by
-number, not by what a model makes of them; the questions are two that nano-audio answers rightly (of
-a hundred it answers ninety so: docs/scores/speech.md).
+number, not by what a model makes of them; the questions are three that nano-audio answers rightly
+(of a hundred it answers ninety so: docs/scores/speech.md).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lfm2_audio.speech.synthesis import RATE, synthesise
 from lfm2_audio.waveform import Audio
 from lfm2_evals.speech_answers import questions
 
-CHOSEN, QUESTIONS = (1, 3, 4), (7, 14)
+CHOSEN, QUESTIONS = (1, 3, 4), (7, 10, 14)
 
 
 def main(folder: Path) -> None:
