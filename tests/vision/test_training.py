@@ -311,3 +311,33 @@ def test_levelling_pulls_withheld_names_to_the_other_wrong_ones_and_leaves_the_r
     torch.autograd.backward(loss)
     assert logits.grad is not None
     assert logits.grad[0].tolist() == [0.0, -1.0, 0.0, 0.0] and not logits.grad[1].any()
+
+
+@pytest.mark.parametrize("free", [0.0, 1.0])
+def test_where_everything_is_shown_nobody_is_asked_whether_it_is(free: float) -> None:
+    profile = Profile(size=(256, 256), things=(4, 5), shapes=("circle", "star"), any_colour=free)
+    for i in range(60):
+        sample = generate(3, i, profile=replace(profile, colours=("green", "purple")))
+        shown = {thing.shape for thing in sample.scene.things}
+        pairs = {thing.pair for thing in sample.scene.things}
+        kinds = [qa.kind for qa in sample.questions]
+        if free and len(shown) == 2:
+            assert "exist" not in kinds
+        if not free and len(pairs) == 4:
+            assert "exist" not in kinds
+        for qa in sample.questions:
+            if qa.kind == "exist" and not free and "colour" in qa.args and "shape" in qa.args:
+                pair = (qa.args["shape"], qa.args["colour"])
+                assert (qa.answer == "yes") is (pair in pairs)
+
+
+def test_repeated_scenes_have_more_of_a_kind() -> None:
+    tokenizer = nano.tokenizer_files()["tokenizer.json"]
+    plan = replace(nano.recipe_more(100), weights=(("count", 1.0),), questions=6)
+    wide, narrow = (nano.Batches(replace(plan, repeated=share), tokenizer) for share in (0.0, 1.0))
+    steps = [step for step in range(40, 52) if step % 8]  # no tiled ones, which take long
+    most = [
+        sum(int((data[step].counted_number >= 3).sum()) for step in steps)
+        for data in (wide, narrow)
+    ]
+    assert most[1] > 1.2 * most[0] > 0

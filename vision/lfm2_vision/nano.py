@@ -153,16 +153,14 @@ _MIXED = (
 )
 _FREE = replace(_ALL_NEAR, any_colour=1.0)
 _FREER = (
-    (NEAR, 0.05),
-    (replace(NEAR, things=(4, 5)), 0.1),
+    (NEAR, 0.1),
+    (replace(NEAR, things=(4, 5)), 0.15),
     (CORE, 0.2),
-    (replace(CORE, things=(3, 5)), 0.15),
-    (_ALL, 0.1),
-    (_ALL_NEAR, 0.05),
-    (replace(NEAR, any_colour=1.0), 0.05),
-    (replace(CORE, any_colour=1.0), 0.1),
+    (_ALL, 0.05),
+    (_ALL_NEAR, 0.15),
+    (replace(NEAR, any_colour=1.0), 0.1),
     (replace(NEAR, any_colour=1.0, things=(4, 5)), 0.1),
-    (_FREE, 0.05),
+    (_FREE, 0.1),
     (replace(_ALL_NEAR, sign_probability=0.5, small_probability=0.2), 0.05),
 )
 
