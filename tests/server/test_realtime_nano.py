@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def said(caller: Caller) -> str:
 
 def test_two_ask_aloud_and_one_interrupts(base: str) -> None:
     """nano-audio learnt single questions: what it says to a second one is not looked at."""
-    heard = {"audio": {"input": {"transcription": {}}}}
+    heard: dict[str, Any] = {"audio": {"input": {"transcription": {}}}}
     with calling(base, "nano-audio") as patient, calling(base, "nano-audio") as rude:
         for caller in (patient, rude):
             caller.line.session.update(session={"type": "realtime", **heard})
