@@ -66,7 +66,9 @@ def every(base: type[VoiceEvent]) -> set[type[VoiceEvent]]:
 
 def test_every_event_is_tried_here() -> None:
     tried = {type(event) for event in EVENTS + OURS}
-    assert {one for one in every(VoiceEvent) if hasattr(one, "type")} == tried
+    # a server has further ones of its own
+    ours = {one for one in every(VoiceEvent) if one.__module__.startswith("lfm2_audio.voice.")}
+    assert {one for one in ours if hasattr(one, "type")} == tried
     assert {one.__name__ for one in tried} <= set(events.__all__) | set(notes.__all__)
 
 

@@ -18,9 +18,9 @@ def test_an_untrained_model_is_told_what_is_wrong(run: Run, tmp_path: Path) -> N
     result = run("demo", "--seed", 3, "--out", out)
     assert result.exit_code == 1
     report = json.loads((out / "demo.json").read_text())
-    assert (report["questions"], report["seed"]) == (13, 3)
+    assert (report["questions"], report["seed"]) == (22, 3)
     wrong = [row for row in report["answers"] if not row["right"]]
-    assert wrong and report["right"] == 13 - len(wrong)
+    assert wrong and report["right"] == 22 - len(wrong)
     for row in wrong:
         assert f"WRONG, it is {row['truth']}" in result.stdout
     assert result.stderr.startswith(f"error: {len(wrong)} wrong answer")
@@ -28,6 +28,9 @@ def test_an_untrained_model_is_told_what_is_wrong(run: Run, tmp_path: Path) -> N
     written = {path.name for path in out.iterdir()}
     assert written == {
         "demo.json",
+        "klatt3-arithmetic-answer.wav",
+        "m6-capital-answer.wav",
+        "m6-echo-answer.wav",
         "scene-3.png",
         "search.html",
         "search.idx",
@@ -60,9 +63,9 @@ def test_right_answers_end_well(run: Run, tmp_path: Path, monkeypatch: pytest.Mo
     result = run("demo", "--out", tmp_path, "--json")
     assert (result.exit_code, result.stderr) == (0, "")
     report: Any = last_json(result)
-    assert report["right"] == report["questions"] == 13
+    assert report["right"] == report["questions"] == 22
     again = run("demo", "--out", tmp_path)
-    assert again.stdout.splitlines()[-1] == (f"13 of 13 right; pictures and demo.json: {tmp_path}")
+    assert again.stdout.splitlines()[-1] == (f"22 of 22 right; pictures and demo.json: {tmp_path}")
 
 
 def test_answers_are_compared_kindly() -> None:
