@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lfm2_mm.errors import CorruptIndex, SettingError
+from lfm2_mm.errors import CorruptIndex, IndexMismatch, SettingError
 from lfm2_mm.kernels import search as fast
 from lfm2_retrieval.index import kernels
 from lfm2_retrieval.index.axes import Axes, allotted
@@ -214,6 +214,15 @@ def test_an_older_codebook_is_read_without_axes(tmp_path: Path) -> None:
         np.testing.assert_array_equal(
             back.decode(*back.encode(rows)), book.decode(*book.encode(rows))
         )
+
+
+def test_axes_of_format_version_3_are_refused(tmp_path: Path) -> None:
+    rows = skewed(6000)
+    stored = dict(Codebook.train(rows.copy(), 256, 4).write(tmp_path / "codebooks" / "old"))
+    del stored["counts.bin"]
+    codes = Codes(name="old", centroids=256, trained_tokens=1, files=stored)
+    with pytest.raises(IndexMismatch, match="of format version 3, .* build the index anew$"):
+        Codebook.read(tmp_path, codes, 32, 4)
 
 
 def test_residual_maxsim_is_that_of_the_decoded_tokens() -> None:
