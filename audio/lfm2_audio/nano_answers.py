@@ -23,11 +23,13 @@ from lfm2_audio.nano_data import data
 from lfm2_audio.nano_dialogues import (
     Dialogue,
     DialogueBatch,
+    Exchange,
     Heard,
     Words,
     answered,
     collate,
     encoded,
+    joined,
     read,
     spoken_words,
     transcribed,
@@ -42,7 +44,7 @@ from lfm2_mm.train.trainer import Schedule, Trainer
 
 __all__ = ["SEED", "STEPS", "Lessons", "Task", "dialogue_loss", "train_answers"]
 
-STEPS = 4000
+STEPS = 8000
 """Length of the recipe of answers."""
 SEED = 20261125
 """Of its batches."""
@@ -51,6 +53,7 @@ _WEIGHTS = (1.0, 0.6, 0.4, 0.3)  # of the codebooks: the first holds most of wha
 _FRAMES = 256  # of a step at most that the depthformer learns from
 _UNKNOWN = 0.12  # share of what is said to it that is no question it can answer
 _SCORED = 30  # utterances of each held-out set, for the log
+_CUT = 0.4  # share of answers before the last that are interrupted
 _CHOICE = 3  # times as many dialogues are drawn as a batch takes, which are then of like length
 
 
@@ -68,11 +71,12 @@ class Task:
 
 
 TASKS = {
-    "typed": Task(share=0.18, batch=32),  # a typed question, answered in text
-    "heard": Task(share=0.20, batch=16),  # a spoken one, answered in text
-    "answered": Task(share=0.30, batch=14),  # a spoken one, answered in text and speech
-    "read": Task(share=0.14, batch=12),
-    "transcribed": Task(share=0.18, batch=16),
+    "typed": Task(share=0.14, batch=32),  # a typed question, answered in text
+    "heard": Task(share=0.16, batch=16),  # a spoken one, answered in text
+    "answered": Task(share=0.24, batch=14),  # a spoken one, answered in text and speech
+    "again": Task(share=0.20, batch=6),  # one behind others, answered or interrupted
+    "read": Task(share=0.12, batch=12),
+    "transcribed": Task(share=0.14, batch=16),
 }
 """What steps are spent on."""
 
@@ -100,7 +104,11 @@ class Lessons:
         shares = np.array([task.share for task in tasks.values()])
         name = list(tasks)[int(rng.choice(len(tasks), p=shares / shares.sum()))]
         size = tasks[name].batch
-        drawn = [self._dialogue(name, rng, (seed, step, i)) for i in range(_CHOICE * size)]
+        places = ((seed, step, i) for i in range(_CHOICE * size))
+        if name == "again":
+            drawn = [self._again(rng, place) for place in places]
+        else:
+            drawn = [joined([self._exchange(name, rng, place)]) for place in places]
         drawn.sort(key=lambda one: one.size)
         start = int(rng.integers(0, _CHOICE)) * size
         made = collate(
@@ -110,7 +118,16 @@ class Lessons:
         )
         return made
 
-    def _dialogue(self, name: str, rng: np.random.Generator, place: tuple[int, ...]) -> Dialogue:
+    def _again(self, rng: np.random.Generator, place: tuple[int, ...]) -> Dialogue:
+        """Two to four questions; every answer but the last may have been interrupted."""
+        said = []
+        for _ in range(int(rng.choice((1, 2, 3), p=(0.6, 0.25, 0.15)))):
+            one = self._exchange("answered", rng, place)
+            said.append(one.cut(int(rng.integers(0, 5))) if rng.random() < _CUT else one)
+        last = self._exchange("answered" if rng.random() < 0.5 else "heard", rng, place)
+        return joined([*said, last])
+
+    def _exchange(self, name: str, rng: np.random.Generator, place: tuple[int, ...]) -> Exchange:
         seed, index = place[0], int(place[1]) * 1000 + place[2]
         if name == "read":
             if rng.random() < 0.4:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from lfm2_audio.speech.manifest import (
     record,
     training,
 )
+from lfm2_audio.speech.questions import NUMBERS, answer_words
 from lfm2_audio.speech.sentences import lexicon, sentence
 from lfm2_audio.speech.synthesis import phonemes, synthesise
 from lfm2_audio.speech.tokenizer import tokenizer_files
@@ -44,6 +46,7 @@ __all__ = [
     "data",
     "files",
     "sound_classes",
+    "spoken_recordings",
     "tokenizer",
     "word_tokens",
 ]
@@ -84,7 +87,10 @@ Griffin-Lim phases; the official code knows neither folder. Weights only: nothin
 """
 """What travels with the weights."""
 
-_ASSISTANT_SENTENCES, _CODEC_SENTENCES, _ASSISTANT_SEED = 5000, 1500, 20261122
+_ASSISTANT_SENTENCES, _CODEC_SENTENCES, _ASSISTANT_SEED = 5000, 500, 20261122
+_CODEC_WORD, _CODEC_RARE = 5, 40  # times that the codec is fitted to a word, and to a rare one
+_LETTERS_OF_SENTENCES = "ai"  # words of sentences, too, so no `answer_words`
+_NATIVE = {"german": "de", "french": "fr-fr", "spanish": "es"}
 
 
 @cache
@@ -155,8 +161,31 @@ def assistant(folder: Path, *, say: Callable[[str], None] = print) -> tuple[Reco
     return tuple(made)
 
 
+def spoken_recordings(
+    folder: Path, *, say: Callable[[str], None] = print
+) -> list[tuple[Recordings, str]]:
+    """Every word as the assistant says it, foreign numbers as their speakers do, and the folders.
+
+    At the codec's rate.
+    """
+    native = {word: _NATIVE[name] for name, numbers in NUMBERS.items() for word in numbers}
+    utterances = []
+    for word in answer_words():
+        accent = native.get(word, ASSISTANT.accent)
+        utterances.append(
+            Utterance(text=word, kind="word", voice=replace(ASSISTANT, accent=accent))
+        )
+    speak = partial(synthesise, rate=GriffinLimConfig().rate)
+    more = record(utterances, folder / "assistant-answers", speak=speak, say=say)
+    return [(assistant(folder, say=say)[1], "assistant-words"), (more, "assistant-answers")]
+
+
 def codec(folder: Path, *, say: Callable[[str], None] = print) -> GriffinLim:
-    """The codec of the assistant's voice, fitted to recordings of it if it is not there."""
+    """The codec of the assistant's voice, fitted to recordings of it if it is not there.
+
+    Letters and foreign numbers, a few frames each, count as often as whole sentences do: fitted to
+    sentences alone, it makes an e sound like a b (docs/LOG.md).
+    """
     target = folder / "codec"
     if not (target / "model.safetensors").exists():
         config = GriffinLimConfig()
@@ -164,6 +193,11 @@ def codec(folder: Path, *, say: Callable[[str], None] = print) -> GriffinLim:
         blank = GriffinLim(config, torch.zeros(1, 1, 1), torch.zeros(size, 1), torch.zeros(size))
         waves = assistant(folder, say=say)[0]
         frames = [blank.stacked(torch.from_numpy(waves.wave(i))) for i in range(_CODEC_SENTENCES)]
+        rare = {*answer_words(), *_LETTERS_OF_SENTENCES}
+        for recordings, _ in spoken_recordings(folder, say=say):
+            for i, one in enumerate(recordings.utterances):
+                word = blank.stacked(torch.from_numpy(recordings.wave(i)))
+                frames += [word] * (_CODEC_RARE if one.text in rare else _CODEC_WORD)
         torch.manual_seed(_ASSISTANT_SEED)
         fitted = fit_codebooks(torch.cat(frames), books=BOOKS, entries=ENTRIES)
         GriffinLim(config, *fitted).save(target)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,28 +20,29 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lfm2_audio.config import END_OF_AUDIO
-from lfm2_audio.griffin_lim import GriffinLim, GriffinLimConfig
-from lfm2_audio.nano_data import analyse, assistant, codec, data, tokenizer
+from lfm2_audio.griffin_lim import GriffinLim
+from lfm2_audio.nano_data import analyse, codec, data, spoken_recordings, tokenizer
 from lfm2_audio.prompts import ASR, CONVERSATION, tts_prompt
 from lfm2_audio.speech.augment import Augmentation, augment
-from lfm2_audio.speech.manifest import Recordings, Utterance, record
-from lfm2_audio.speech.questions import NUMBERS, answer, answer_words, question
+from lfm2_audio.speech.manifest import Utterance, record
+from lfm2_audio.speech.questions import NUMBERS, answer, question
 from lfm2_audio.speech.sentences import stream
-from lfm2_audio.speech.synthesis import RATE, resampled, synthesise
-from lfm2_audio.speech.voices import ASSISTANT, voice
+from lfm2_audio.speech.synthesis import RATE, resampled
+from lfm2_audio.speech.voices import voice
 from lfm2_audio.training import Features, normalised
 from lfm2_mm.train.objectives import IGNORE
 
 __all__ = [
     "Dialogue",
     "DialogueBatch",
+    "Exchange",
     "Heard",
     "Words",
     "answered",
     "collate",
     "encoded",
+    "joined",
     "read",
-    "spoken_recordings",
     "spoken_words",
     "transcribed",
 ]
@@ -52,7 +53,6 @@ _SUMS, _QUESTIONS, _SENTENCES, _CHAINS, _OWN_CHAINS = _COUNTS = 400, 2000, 2000,
 _CHAIN = 9  # most words of a chain
 _SEED = 20261124
 _TEXT_END, _AUDIO_START, _END = "<|text_end|>", "<|audio_start|>", "<|im_end|>"
-_NATIVE = {"german": "de", "french": "fr-fr", "spanish": "es"}
 
 
 @dataclass(frozen=True)
@@ -87,26 +87,49 @@ class Words:
         return torch.cat([*parts, end]), [*named, IGNORE]
 
 
+Step = int | tuple[Tensor, int]
+"""Of an answer: a token id, or a frame's codes with the token of its word."""
+
+
 @dataclass(frozen=True)
-class Dialogue:
-    """A prompt and what follows it, step by step.
+class Exchange:
+    """A question and its answer, step by step.
 
     Attributes:
         before: Token ids before the user's words.
         user: Their token ids, or rows `[t, d]`.
         lead: Token ids between them and the answer.
-        steps: The answer: a token id, or a frame's codes with the token of its word.
+        steps: The answer.
     """
 
     before: list[int]
     user: list[int] | Tensor
     lead: list[int]
-    steps: list[int | tuple[Tensor, int]]
+    steps: list[Step]
 
     @property
     def size(self) -> int:
         """Positions in all."""
         return len(self.before) + len(self.user) + len(self.lead) + len(self.steps)
+
+    def cut(self, rounds: int) -> Exchange:
+        """With no more of the answer than so many rounds of frames, as `Conversation.cut` does."""
+        frames = [place for place, step in enumerate(self.steps) if not isinstance(step, int)]
+        if rounds * N_AUDIO >= len(frames):
+            return self
+        return replace(self, steps=self.steps[: frames[rounds * N_AUDIO - 1] + 1 if rounds else 0])
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """One question with its answer, or several behind each other."""
+
+    exchanges: tuple[Exchange, ...]
+
+    @property
+    def size(self) -> int:
+        """Positions in all."""
+        return sum(one.size for one in self.exchanges)
 
 
 @dataclass(frozen=True)
@@ -120,7 +143,7 @@ class DialogueBatch:
         heard: Rows `[b, n, d]`; zero elsewhere.
         hearing: Where rows are, `[b, n]`.
         words: Token of the word of each frame, `[b, n]`; `IGNORE` where there is none.
-        answered: Where the answer is, `[b, n]`.
+        answered: Where answers are, `[b, n]`.
     """
 
     ids: Tensor
@@ -142,7 +165,7 @@ def _framing(system: str) -> tuple[list[int], list[int]]:
     return _ids(before), _ids("<|im_end|>\n<|im_start|>assistant\n")
 
 
-def answered(user: str | Tensor, text: str, words: Words | None) -> Dialogue:
+def answered(user: str | Tensor, text: str, words: Words | None) -> Exchange:
     """A question, typed or heard, answered in text and, with `words`, in interleaved speech.
 
     Rounds of 6 tokens and 12 frames, until the text ends; then speech to its end.
@@ -151,27 +174,37 @@ def answered(user: str | Tensor, text: str, words: Words | None) -> Dialogue:
     given = _ids(user) if isinstance(user, str) else user
     tokens = [*_ids(text), *_ids(_TEXT_END)]
     if words is None:
-        return Dialogue(before, given, lead, [*tokens])
+        return Exchange(before, given, lead, [*tokens])
     codes, named = words.said(text)
     frames = list(zip(codes, named, strict=True))
-    steps: list[int | tuple[Tensor, int]] = []
+    steps: list[Step] = []
     while len(tokens) > N_TEXT:
         steps += [*tokens[:N_TEXT], *frames[:N_AUDIO]]
         tokens, frames = tokens[N_TEXT:], frames[N_AUDIO:]
-    return Dialogue(before, given, lead, [*steps, *tokens, *frames, *_ids(_END)])
+    return Exchange(before, given, lead, [*steps, *tokens, *frames, *_ids(_END)])
 
 
-def transcribed(heard: Heard) -> Dialogue:
+def transcribed(heard: Heard) -> Exchange:
     """A recording, written down."""
-    return Dialogue(*_user(ASR, heard.rows), [*_ids(heard.text), *_ids(_END)])
+    return Exchange(*_user(ASR, heard.rows), [*_ids(heard.text), *_ids(_END)])
 
 
-def read(text: str, words: Words) -> Dialogue:
+def read(text: str, words: Words) -> Exchange:
     """A text, read aloud."""
     codes, named = words.said(text)
     frames = list(zip(codes, named, strict=True))
-    steps: list[int | tuple[Tensor, int]] = [*_ids(_AUDIO_START), *frames, *_ids(_END)]
-    return Dialogue(*_user(tts_prompt(described=True), _ids(text)), steps)
+    steps: list[Step] = [*_ids(_AUDIO_START), *frames, *_ids(_END)]
+    return Exchange(*_user(tts_prompt(described=True), _ids(text)), steps)
+
+
+def joined(exchanges: Sequence[Exchange]) -> Dialogue:
+    """Exchanges of one conversation; the system prompt stands before the first only."""
+    end, made = _ids(_END), list(exchanges[:1])
+    for last, one in pairwise(exchanges):
+        whole = last.steps[-1:] == end
+        before = _ids(f"{'' if whole else _END}\n<|im_start|>user\n")
+        made.append(replace(one, before=before))
+    return Dialogue(tuple(made))
 
 
 def _user(
@@ -188,45 +221,27 @@ def collate(dialogues: Sequence[Dialogue], *, width: int, books: int) -> Dialogu
     codes, heard = torch.zeros(*shape, books, dtype=torch.int64), torch.zeros(*shape, width)
     framed, hearing, answered = (torch.zeros(shape, dtype=torch.bool) for _ in range(3))
     for i, one in enumerate(dialogues):
-        at = len(one.before)
-        ids[i, :at] = torch.tensor(one.before)
-        user = slice(at, at + len(one.user))
-        if isinstance(one.user, Tensor):
-            heard[i, user], hearing[i, user] = one.user.float(), True
-        else:
-            ids[i, user] = torch.tensor(one.user)
-        at = user.stop + len(one.lead)
-        ids[i, user.stop : at] = torch.tensor(one.lead)
-        answered[i, at : one.size] = True
-        for place, step in enumerate(one.steps, at):
-            if isinstance(step, int):
-                ids[i, place] = step
+        start = 0
+        for part in one.exchanges:
+            user = slice(start + len(part.before), start + len(part.before) + len(part.user))
+            ids[i, start : user.start] = torch.tensor(part.before)
+            if isinstance(part.user, Tensor):
+                heard[i, user], hearing[i, user] = part.user.float(), True
             else:
-                codes[i, place], words[i, place] = step
-                framed[i, place] = True
+                ids[i, user] = torch.tensor(part.user)
+            at, start = user.stop + len(part.lead), start + part.size
+            ids[i, user.stop : at] = torch.tensor(part.lead)
+            answered[i, at:start] = True
+            for place, step in enumerate(part.steps, at):
+                if isinstance(step, int):
+                    ids[i, place] = step
+                else:
+                    codes[i, place], words[i, place] = step
+                    framed[i, place] = True
     return DialogueBatch(ids, codes, framed, heard, hearing, words, answered)
 
 
 # -- made once -----------------------------------------------------------------------------------
-
-
-def spoken_recordings(
-    folder: Path, *, say: Callable[[str], None] = print
-) -> list[tuple[Recordings, str]]:
-    """Every word as the assistant says it, foreign numbers as their speakers do, and the folders.
-
-    At the codec's rate.
-    """
-    native = {word: _NATIVE[name] for name, numbers in NUMBERS.items() for word in numbers}
-    utterances = []
-    for word in answer_words():
-        accent = native.get(word, ASSISTANT.accent)
-        utterances.append(
-            Utterance(text=word, kind="word", voice=replace(ASSISTANT, accent=accent))
-        )
-    speak = partial(synthesise, rate=GriffinLimConfig().rate)
-    more = record(utterances, folder / "assistant-answers", speak=speak, say=say)
-    return [(assistant(folder, say=say)[1], "assistant-words"), (more, "assistant-answers")]
 
 
 def spoken_words(folder: Path, *, say: Callable[[str], None] = print) -> Words:
@@ -250,6 +265,7 @@ def encoded(
     """Questions, sentences and chains of words as rows; kept until anything about them changes."""
     parts = [p for module in (conformer, adapter) for p in module.state_dict().values()]
     known = [str((_SEED, _COUNTS)).encode(), *(p.float().numpy().tobytes() for p in parts)]
+    known += [frames.numpy().tobytes() for frames in words.frames.values()]
     digest = hashlib.sha256(b"".join(known)).hexdigest()
     path = folder / "rows.safetensors"
     if path.exists():

@@ -25,8 +25,7 @@ from lfm2_audio.conformer import BatchNorm, Conformer
 from lfm2_audio.griffin_lim import GriffinLimConfig
 from lfm2_audio.losses import collapsed, row_loss
 from lfm2_audio.nano import initialise
-from lfm2_audio.nano_data import MEL, analyse, data, sound_classes, tokenizer
-from lfm2_audio.nano_dialogues import spoken_recordings
+from lfm2_audio.nano_data import MEL, analyse, data, sound_classes, spoken_recordings, tokenizer
 from lfm2_audio.quick import equal_rows
 from lfm2_audio.speech.augment import Augmentation
 from lfm2_audio.speech.manifest import Utterance, record

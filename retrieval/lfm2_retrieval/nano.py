@@ -72,7 +72,7 @@ SPEC = RetrieverSpec(
 STEPS = 8000
 """Length of the recipe: two hours on one of two cores, eight other programs beside it."""
 
-MORE_STEPS = 1500
+MORE_STEPS = 5000
 """Length of the recipe that goes on from the embedded weights."""
 
 _WATCHED = (
@@ -111,8 +111,15 @@ def more(steps: int = MORE_STEPS, seed: int = 20261122) -> Recipe:
     """The recipe that goes on from weights that know their texts: varied, in hard batches."""
     return Recipe(
         seed=seed,
-        schedule=Schedule(steps=steps, warmup=min(50, steps // 10), peak=1e-3),
-        mix=Mix(near=0.4, varied=0.75, dropped=0.1, split=0.1),
+        schedule=Schedule(steps=steps, warmup=min(50, steps // 10), peak=1.5e-3),
+        mix=Mix(
+            english=0.35,
+            near=0.4,
+            varied=0.75,
+            dropped=0.1,
+            split=0.1,
+            favoured={"ar": 2.0, "ja": 1.5, "ko": 1.5},
+        ),
         scale=3.7,
     )
 

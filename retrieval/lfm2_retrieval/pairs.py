@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, combinations
 from random import Random
@@ -53,6 +53,8 @@ class Mix:
         split: Share of tokens of a varied text that are spelt as the two that they were merged
             from, and these again. (After BPE-dropout: Provilkov, Emelianenko and Voita, arXiv
             1910.13267.)
+        favoured: How much oftener than the others a language beside English is drawn; 1 where
+            it is not named.
     """
 
     tokens: int = 3072
@@ -66,6 +68,7 @@ class Mix:
     varied: float = 0.0
     dropped: float = 0.0
     split: float = 0.0
+    favoured: Mapping[str, float] = field(default_factory=dict)
 
 
 class Tokenized:
@@ -185,10 +188,13 @@ class Batches(Dataset[PairBatch]):
     def _languages(self, rng: Random) -> tuple[str, str]:
         """A pair of languages in the order of `LANGUAGES`, the first often English."""
         others = self._others
+        weights = [self.mix.favoured.get(lang, 1.0) for lang in others]
         if rng.random() < self.mix.english:
-            return "en", rng.choice(others)
-        a, b = sorted(rng.sample(range(len(others)), 2))
-        return others[a], others[b]
+            return "en", rng.choices(others, weights)[0]
+        a = b = rng.choices(range(len(others)), weights)[0]
+        while b == a:
+            b = rng.choices(range(len(others)), weights)[0]
+        return others[min(a, b)], others[max(a, b)]
 
     def _pool(self, rng: Random, a: str, b: str) -> list[int]:
         buckets = self._buckets[a, b]

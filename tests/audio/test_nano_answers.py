@@ -10,12 +10,23 @@ import numpy as np
 import pytest
 import torch
 
+import lfm2_mm
 from lfm2_audio import nano_answers, nano_voice
 from lfm2_audio.config import END_OF_AUDIO
 from lfm2_audio.conversation import Conversation
 from lfm2_audio.nano_answers import Lessons, Task, dialogue_loss
 from lfm2_audio.nano_data import files, tokenizer
-from lfm2_audio.nano_dialogues import Heard, Words, answered, collate, read, transcribed
+from lfm2_audio.nano_dialogues import (
+    N_AUDIO,
+    Exchange,
+    Heard,
+    Words,
+    answered,
+    collate,
+    joined,
+    read,
+    transcribed,
+)
 from lfm2_audio.prompts import CONVERSATION
 from lfm2_audio.speech.questions import (
     NUMBERS,
@@ -26,6 +37,7 @@ from lfm2_audio.speech.questions import (
     question,
 )
 from lfm2_audio.speech.sentences import is_held_out, lexicon
+from lfm2_mm.events import TextDelta
 from lfm2_mm.tokenizer import Tokenizer
 from lfm2_mm.train.objectives import IGNORE
 
@@ -130,6 +142,51 @@ def test_the_layout_is_that_of_a_conversation(tmp_path: Path) -> None:
     assert asked.to_prompt(model).ids.tolist() == [*one.before, *one.user, *one.lead]
 
 
+def segments(one: Exchange) -> list[Any]:
+    """An answer as the events of a handle."""
+    said: list[Any] = []
+    for step in one.steps:
+        if isinstance(step, tuple):
+            said.append(step[0])
+        elif step != IM_END:
+            said.append(TextDelta(tokenizer().decode([step]), (step,)))
+    return said
+
+
+@pytest.mark.parametrize("rounds", [None, 0, 1, 2])
+def test_what_follows_an_answer_is_laid_out_as_in_a_conversation(rounds: int | None) -> None:
+    """Also after one that was interrupted: before it was heard at all, and later."""
+    model = lfm2_mm.load("nano-audio")
+    first = answered("please spell the word picture", "p i c t u r e", words())
+    talk = Conversation(CONVERSATION).user("please spell the word picture")
+    talk = talk.assistant(segments(first))
+    if rounds is not None:
+        first, talk = first.cut(rounds), talk.cut(rounds * N_AUDIO)
+    second = answered("say cat cat cat", "cat cat cat", None)
+    made = collate([joined([first, second])], width=160, books=4)
+    asked = talk.user("say cat cat cat").to_prompt(model)  # type: ignore[arg-type]
+    until = len(asked.ids)
+    framed = made.framed[0, :until]
+    assert (
+        int(made.framed.sum())
+        == int(framed.sum())
+        == sum(s.prepared.n_positions for s in asked.slots)
+    )
+    torch.testing.assert_close(made.ids[0, :until][~framed], asked.ids[~framed])
+    assert made.ids[0, until:].tolist() == second.steps
+    # nothing but answers is learnt, and no end of an answer that was cut
+    answers = made.ids[0][made.answered[0] & ~made.framed[0]].tolist()
+    assert answers.count(IM_END) == (rounds in (None, 2))
+
+
+def test_a_cut_keeps_whole_rounds() -> None:
+    one = answered("please spell the word picture", "p i c t u r e", words())
+    assert one.cut(2) is one and one.cut(9) is one
+    assert one.cut(0).steps == []
+    kinds = "".join("t" if isinstance(step, int) else "a" for step in one.cut(1).steps)
+    assert kinds == "t" * 6 + "a" * 12
+
+
 def test_reading_and_writing_down() -> None:
     one = read("red cat", words())
     assert one.steps[0] == AUDIO_START and one.steps[-1] == IM_END and len(one.steps) == 9
@@ -143,7 +200,7 @@ def test_reading_and_writing_down() -> None:
 def test_a_batch_of_dialogues() -> None:
     rows = torch.randn(5, 160)
     spoken, typed = answered(rows, "paris", words()), answered("say cat cat cat", "cat", None)
-    batch = collate([spoken, typed], width=160, books=4)
+    batch = collate([joined([spoken]), joined([typed])], width=160, books=4)
     assert batch.ids.shape == (2, spoken.size)
     at = len(spoken.before)
     torch.testing.assert_close(batch.heard[0, at : at + 5], rows)
@@ -175,8 +232,8 @@ def test_a_step_of_every_task(name: str) -> None:
     torch.testing.assert_close(batch.ids, again.ids)
     torch.testing.assert_close(batch.heard, again.heard)
     assert len(batch.ids) == 3
-    assert bool(batch.framed.any()) == (name in ("answered", "read"))
-    assert bool(batch.hearing.any()) == (name in ("heard", "answered", "transcribed"))
+    assert bool(batch.framed.any()) == (name in ("answered", "again", "read"))
+    assert bool(batch.hearing.any()) == (name in ("heard", "answered", "again", "transcribed"))
 
 
 def test_tasks_take_turns() -> None:
@@ -189,7 +246,8 @@ def test_tasks_take_turns() -> None:
 def test_it_learns_an_answer() -> None:
     torch.manual_seed(0)
     model = nano_voice.Speaker()
-    batch = collate([answered(torch.randn(4, 160), "paris", words())], width=160, books=4)
+    one = answered(torch.randn(4, 160), "paris", words())
+    batch = collate([joined([one])], width=160, books=4)
     learning = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=5e-3)
     first = 0.0
@@ -205,7 +263,7 @@ def test_it_learns_an_answer() -> None:
 
 def test_text_alone_asks_no_voice() -> None:
     model = nano_voice.Speaker()
-    batch = collate([answered("say cat cat cat", "cat", None)], width=160, books=4)
+    batch = collate([joined([answered("say cat cat cat", "cat", None)])], width=160, books=4)
     loss, parts = dialogue_loss(model, batch)
     torch.autograd.backward(loss)
     assert set(parts) == {"text", "text_right"}

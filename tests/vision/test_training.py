@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
 
 from lfm2_mm.errors import SettingError
 from lfm2_mm.locate import locate
+from lfm2_mm.train.objectives import IGNORE
 from lfm2_vision import nano
 from lfm2_vision.losses import Auxiliary, counting_loss, lift_words
 from lfm2_vision.pointing import counted_things, named_things
@@ -20,6 +22,7 @@ from lfm2_vision.scenes import (
     COLOURS,
     HELD_OUT_PAIRS,
     QA,
+    UNNAMED,
     Ground,
     Profile,
     Sample,
@@ -27,9 +30,10 @@ from lfm2_vision.scenes import (
     Thing,
     generate,
     generate_scene,
+    label_map,
     render,
 )
-from lfm2_vision.scenes.world import ANCHORS, nearest_colour
+from lfm2_vision.scenes.world import ANCHORS, REACH, nearest_colour
 from lfm2_vision.training import SceneEncoder
 from lfm2_vision.unseen import level_loss, unseen_pairs
 
@@ -69,6 +73,57 @@ def test_fills_of_any_colour_avoid_what_is_withheld_and_questions_name_none() ->
     assert not {(t.shape, nearest_colour(t.rgb)) for t in things} & HELD_OUT_PAIRS
     named = [min(math.dist(t.rgb, a) for c in ANCHORS.values() for a in c) for t in things]
     assert sum(distance > 40 for distance in named) > len(named) / 3
+
+
+def test_stripes_are_of_two_colours_and_have_no_name() -> None:
+    free = replace(WIDE, size=(200, 200), any_colour=1.0, striped=1.0)
+    encoder = SceneEncoder(
+        Tokenizer.from_str(nano.tokenizer_files()["tokenizer.json"]), nano.IMAGES
+    )
+    for i in range(12):
+        sample = generate(4, i, profile=free)
+        for number, thing in enumerate(sample.scene.things, 1):
+            assert thing.second is not None
+            mean = [(a + b) // 2 for a, b in zip(thing.rgb, thing.second, strict=True)]
+            near = nearest_colour((mean[0], mean[1], mean[2]))
+            assert near == thing.colour and thing.pair not in HELD_OUT_PAIRS
+            pixels = np.asarray(sample.image)[label_map(sample.scene) == number].tolist()
+            for fill in (thing.rgb, thing.second):
+                assert 0.15 < pixels.count(list(fill)) / len(pixels) < 0.85
+        batch = encoder.batch([sample])
+        assert (batch.patch_shape > 0).any()
+        assert (batch.patch_colour == IGNORE).all() and (batch.cell_colour == IGNORE).all()
+
+
+def test_blobs_are_like_no_shape_and_teach_colours_only() -> None:
+    shapeless = replace(WIDE, size=(200, 200), any_shape=1.0)
+    encoder = SceneEncoder(
+        Tokenizer.from_str(nano.tokenizer_files()["tokenizer.json"]), nano.IMAGES
+    )
+    kinds: set[str] = set()
+    for i in range(60):
+        sample = generate(5, i, profile=shapeless, questions=8)
+        assert sample.scene.shapes == ()
+        for thing in sample.scene.things:
+            assert thing.shape == UNNAMED and thing.outline is not None
+            reach = [math.hypot(x, y) for x, y in thing.outline]
+            assert max(reach) <= REACH[UNNAMED] + 1e-9 and min(reach) < 0.62 * max(reach)
+        for qa in sample.questions:
+            kinds.add(qa.kind)
+            assert not {"shape", "a_shape", "b_shape"} & set(qa.args)
+    assert kinds == {"exist", "count", "relation", "where", "sign"}
+    batch = encoder.batch([sample])
+    things = batch.patch_shape == IGNORE
+    assert things.any() and ((batch.patch_shape == 0) | things).all()
+    heads = Auxiliary(4, 4)
+    rows, cells = torch.randn(len(things), 4), torch.randn(len(batch.cell_shape), 4)
+    total, shares = heads.seen(rows, cells, batch)
+    assert shares == {}
+    torch.autograd.backward(total)
+    for head in (heads.patch_shape, heads.cell_shape):
+        assert head.weight.grad is not None
+        assert head.weight.grad[0].any() and not head.weight.grad[1:].any()
+    assert heads.patch_colour.weight.grad is not None and heads.patch_colour.weight.grad.any()
 
 
 @pytest.mark.parametrize("colour", ALL_COLOURS)
@@ -266,14 +321,31 @@ def test_the_counting_loss_is_least_where_beliefs_add_up_to_one() -> None:
     kind = int(batch.cell_shape.max())
 
     def loss(share: torch.Tensor) -> float:
-        beliefs = torch.full((len(share), 10), 1e-9)
-        beliefs[:, kind], beliefs[:, 0] = share.clamp(min=1e-9), (1 - share).clamp(min=1e-9)
-        return float(counting_loss(beliefs.log(), batch))
+        beliefs = torch.zeros(len(share), 10)
+        beliefs[:, kind] = 9.0
+        beliefs[:, 0] = (1 - share).logit(eps=1e-6)
+        return float(counting_loss(beliefs, batch))
 
     right = batch.cell_share
     whole = (right == right.max()).float()
     assert loss(right) < loss(0.5 * right) and loss(right) < loss(whole)
     assert loss(right) < loss((1.5 * right).clamp(max=0.99))
+
+
+def test_an_unknown_thing_is_still_no_ground() -> None:
+    """What decides whether something is there is not which name is likely."""
+    encoder = SceneEncoder(
+        Tokenizer.from_str(nano.tokenizer_files()["tokenizer.json"]), nano.IMAGES
+    )
+    batch = encoder.batch([one_thing((200, 260), 1)])
+    logits = torch.zeros(len(batch.cell_shape), 10, requires_grad=True)
+    torch.autograd.backward(counting_loss(logits, batch))
+    ground = logits.grad[:, 0].clone()  # type: ignore[index]
+    unsure = torch.randn(len(batch.cell_shape), 10)
+    unsure[:, 0] = 0
+    unsure.requires_grad_()
+    torch.autograd.backward(counting_loss(unsure, batch))
+    torch.testing.assert_close(unsure.grad[:, 0], ground)  # type: ignore[index]
 
 
 def test_the_auxiliary_loss_leaves_withheld_names_alone() -> None:

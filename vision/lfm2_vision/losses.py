@@ -54,25 +54,30 @@ class Auxiliary(nn.Module):
         """What patches and positions show: weighted cross-entropies, and the shares right."""
         raw_patch, raw_cell = self.patch_shape(rows), self.cell_shape(cells)
         patch, cell = _open(raw_patch, batch.patch_colour), _open(raw_cell, batch.cell_colour)
-        things = (batch.patch_shape != GROUND) & (batch.patch_shape != SIGN)
-        shared = batch.cell_shape != GROUND
+        ground = batch.patch_shape == GROUND
+        things = (batch.patch_shape > GROUND) & (batch.patch_shape != SIGN)
+        shared = batch.cell_shape > GROUND
         share, shown = batch.cell_share[shared], batch.cell_shape[shared]
         terms = [
-            F.cross_entropy(patch, batch.patch_shape),
+            F.binary_cross_entropy_with_logits(patch[:, GROUND], ground.float()),
+            _shape_loss(patch[~ground], batch.patch_shape[~ground]),
             _colour_loss(self.patch_colour(rows), batch.patch_colour, batch.patch_shape),
             12 * counting_loss(cell, batch),
             _colour_loss(self.cell_colour(cells), batch.cell_colour, batch.cell_shape),
             # most patches are ground; shape, the slowest to be learnt, also counts by itself
-            2 * F.cross_entropy(patch[things], batch.patch_shape[things]),
+            2 * _shape_loss(patch[things], batch.patch_shape[things]),
             2 * _weighed(F.cross_entropy(cell[shared][:, 1:], shown - 1, reduction="none"), share),
             0.2 * _level(raw_patch[things], batch.patch_shape[things], batch.patch_colour[things]),
             0.2 * _level(raw_cell[shared], shown, batch.cell_colour[shared]),
             2 * F.l1_loss(self.cell_place(cells).float(), batch.cell_place),
         ]
-        right = (patch.argmax(-1) == batch.patch_shape)[things].float().mean()
+        told = patch[things][:, 1:].argmax(-1) + 1 == batch.patch_shape[things]
         found = cell[shared][:, 1:].argmax(-1) + 1 == shown
-        return torch.stack(terms).sum(), {
-            "patch_right": float(right),
+        total = torch.stack(terms).sum()
+        if not len(told):
+            return total, {}
+        return total, {
+            "patch_right": float(told.float().mean()),
             "cell_right": float(_weighed(found.float(), share)),
         }
 
@@ -89,7 +94,7 @@ class Auxiliary(nn.Module):
         shape = _open(self.named_shape(words), batch.named_colour)
         colour = self.named_colour(words)
         terms = [
-            0.5 * F.cross_entropy(shape, batch.named_shape),
+            0.5 * _shape_loss(shape, batch.named_shape),
             0.5 * _colour_loss(colour, batch.named_colour, batch.named_shape),
             8 * F.l1_loss(place, batch.named_place),
         ]
@@ -124,15 +129,28 @@ def _weighed(values: Float[Tensor, " n"], weights: Float[Tensor, " n"]) -> Float
 
 
 def counting_loss(shape: Float[Tensor, "m s"], batch: SceneBatch) -> Float[Tensor, ""]:
-    """Cross-entropy with each position's share of a thing, the rest of it ground.
+    """Each position's share of a thing, whatever it is, and by that share which one it is.
 
     Told one position per thing, positions beside a centre say "mostly one" too, and who adds them
-    up counts wrong; shares add up to one.
+    up counts wrong; shares add up to one. Ground is no shape among shapes: where it is, a thing of
+    a pair that was never seen, of whose name nobody is sure, is taken for ground.
+
+    Args:
+        shape: Logits of shape classes; the first is that of "mostly ground", by itself.
+        batch: The labels.
     """
-    logs = F.log_softmax(shape, -1)
-    of_thing = logs.gather(1, batch.cell_shape[:, None])[:, 0]
-    share = batch.cell_share
-    return -(share * of_thing + (1 - share) * logs[:, GROUND]).mean()
+    share, named = batch.cell_share, batch.cell_shape > GROUND
+    ground = F.binary_cross_entropy_with_logits(shape[:, GROUND], 1 - share, reduction="none")
+    logs = F.log_softmax(shape[:, 1:], -1)
+    of_thing = logs.gather(1, (batch.cell_shape - 1).clamp(min=0)[:, None])[:, 0]
+    return (ground - share * named * of_thing).mean()
+
+
+def _shape_loss(logits: Float[Tensor, "n s"], shape: Tensor) -> Float[Tensor, ""]:
+    """Mean cross-entropy among shapes, ground aside; things without a name count nothing."""
+    wanted = torch.where(shape > GROUND, shape - 1, IGNORE)
+    total = F.cross_entropy(logits[:, 1:].float(), wanted, reduction="sum")
+    return total / (wanted != IGNORE).sum().clamp(min=1)
 
 
 def _open(shape: Float[Tensor, "n s"], colour: Tensor) -> Float[Tensor, "n s"]:
@@ -168,7 +186,7 @@ def _colour_loss(logits: Float[Tensor, "n c"], colour: Tensor, shape: Tensor) ->
     unseen = unseen_pairs().to(logits.device)
     named = colour.where(colour >= 0, IGNORE)
     total = F.cross_entropy(
-        logits.float().masked_fill(unseen.T[shape], _SHUT), named, reduction="sum"
+        logits.float().masked_fill(unseen.T[shape.clamp(min=GROUND)], _SHUT), named, reduction="sum"
     )
     return total / (named != IGNORE).sum().clamp(min=1)
 

@@ -82,8 +82,8 @@ IMAGES = ImageConfig(
     tile_size=128,
     max_tiles=6,
     min_image_tokens=64,
-    max_image_tokens=96,
-    max_pixels_tolerance=10.5,
+    max_image_tokens=128,
+    max_pixels_tolerance=7.875,
 )
 NEAR = Profile(canvas=(128, 320), max_aspect=4.0)
 
@@ -151,16 +151,18 @@ _MIXED = (
     (_ALL_NEAR, 0.25),
     (replace(_ALL_NEAR, sign_probability=0.5, small_probability=0.2), 0.1),
 )
-_FREE = replace(_ALL_NEAR, any_colour=1.0)
+_FREE = replace(_ALL_NEAR, any_colour=1.0, striped=0.6)
+_BLOBS = replace(_ALL_NEAR, any_shape=1.0)
 _FREER = (
     (NEAR, 0.1),
-    (replace(NEAR, things=(4, 5)), 0.15),
+    (replace(NEAR, things=(4, 5)), 0.12),
     (CORE, 0.2),
     (_ALL, 0.05),
-    (_ALL_NEAR, 0.15),
-    (replace(NEAR, any_colour=1.0), 0.1),
-    (replace(NEAR, any_colour=1.0, things=(4, 5)), 0.1),
-    (_FREE, 0.1),
+    (_ALL_NEAR, 0.1),
+    (replace(_FREE, shapes=CORE_SHAPES), 0.1),
+    (replace(_FREE, shapes=CORE_SHAPES, things=(4, 5)), 0.1),
+    (_FREE, 0.08),
+    (_BLOBS, 0.1),
     (replace(_ALL_NEAR, sign_probability=0.5, small_probability=0.2), 0.05),
 )
 
@@ -211,7 +213,7 @@ def recipe_more(steps: int = MORE_STEPS, seed: int = 20261124) -> Recipe:
         stages=(
             Stage(
                 until=int(0.1 * steps),
-                profiles=((_FREE, 0.6), (_ALL_NEAR, 0.2), (NEAR, 0.2)),
+                profiles=((_FREE, 0.45), (_BLOBS, 0.15), (_ALL_NEAR, 0.2), (NEAR, 0.2)),
                 batch=8,
                 auxiliary=1.0,
                 text=False,

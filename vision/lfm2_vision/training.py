@@ -29,6 +29,7 @@ from lfm2_vision.scenes import (
     ALL_SHAPES,
     QA,
     SIGN_LABEL,
+    UNNAMED,
     Sample,
     Scene,
     Thing,
@@ -40,7 +41,7 @@ __all__ = ["GROUND", "SIDES_ASKED", "SIGN", "SceneBatch", "SceneEncoder", "image
 
 SIDES_ASKED = ("left", "right", "above", "below", "left or right", "above or below")
 GROUND, SIGN = 0, len(ALL_SHAPES) + 1
-_SHAPE_ID = {name: i + 1 for i, name in enumerate(ALL_SHAPES)}
+_SHAPE_ID = {**{name: i + 1 for i, name in enumerate(ALL_SHAPES)}, UNNAMED: IGNORE}
 _COLOUR_ID = {name: i + 1 for i, name in enumerate(ALL_COLOURS)}
 _ROUND = 256
 _LEAST_COVER = 0.2  # a patch shows a thing when the thing covers this share of it
@@ -57,10 +58,12 @@ class SceneBatch:
         image_positions: Where the features of all views go, as indices into `ids`.
         targets: Next tokens `[t]`; `IGNORE` where no loss is taken.
         mixing: How the tokens see each other.
-        patch_shape: Shape class of each patch, `[n]`.
+        patch_shape: Shape class of each patch, `[n]`; `IGNORE` for a shape without a name.
         patch_colour: Colour class of each patch, `[n]`; `IGNORE` on ground and signs. The class of
             the nearest colour, negated, where the fill has no name; so are the other colours.
-        cell_shape: Shape class whose centre lies in or next to each position, `[m]`; 0 for none.
+            `IGNORE` on stripes.
+        cell_shape: Shape class whose centre lies in or next to each position, `[m]`; 0 for none,
+            `IGNORE` for a shape without a name.
         cell_share: The position's share of that thing, `[m]`: a centre is shared by the four
             positions around it as in bilinear interpolation, so each thing counts as one in all.
         cell_colour: Its colour class, `[m]`; `IGNORE` for none.
@@ -269,7 +272,9 @@ class _Branch:
 
 
 def _colour_id(scene: Scene, thing: Thing) -> int:
-    """Colour class; negated in a scene whose colours have no names."""
+    """Colour class; negated in a scene whose colours have no names; none of stripes."""
+    if thing.second is not None:
+        return IGNORE
     return _COLOUR_ID[thing.colour] if scene.colours else -_COLOUR_ID[thing.colour]
 
 

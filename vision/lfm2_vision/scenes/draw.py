@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from .world import Ground, Scene, Sign, Thing
 
@@ -32,6 +32,9 @@ def render(scene: Scene) -> Image.Image:
         else:
             mask, at = _coverage(thing)
         image.paste(thing.rgb, _at(at, mask), mask)
+        if thing.second is not None:
+            striped = ImageChops.multiply(mask, _bands(thing, at, mask))
+            image.paste(thing.second, _at(at, mask), striped)
     if scene.sign is not None:
         _draw_sign(image, scene.sign)
     return image
@@ -74,6 +77,16 @@ def _coverage(thing: Thing, scale: float = 1.0) -> tuple[Image.Image, tuple[int,
     points = [((x - left) * fine - 0.5, (y - top) * fine - 0.5) for x, y in corners]
     ImageDraw.Draw(mask).polygon(points, fill=255)
     return mask.reduce(fine), (left, top)
+
+
+def _bands(thing: Thing, at: tuple[int, int], mask: Image.Image) -> Image.Image:
+    """255 in every second stripe across a thing, as an L crop of the mask's place and size."""
+    number, direction = thing.stripes
+    turn = math.radians(direction)
+    x = np.arange(mask.width, dtype=np.float32) + (at[0] - thing.cx)
+    y = np.arange(mask.height, dtype=np.float32)[:, None] + (at[1] - thing.cy)
+    along = (math.cos(turn) * x + math.sin(turn) * y) / (2 * thing.r) + 0.5
+    return Image.fromarray(np.where(np.floor(along * number) % 2 == 1, 255, 0).astype(np.uint8))
 
 
 def _ground(ground: Ground, width: int, height: int) -> Image.Image:

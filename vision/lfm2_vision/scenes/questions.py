@@ -70,7 +70,7 @@ def ask_all(scene: Scene, rng: Random, wordings: Wordings = "seen") -> list[QA]:
     """Every question that the scene allows, each once in a random wording; not balanced."""
     facts = _colours(scene) + _shapes(scene) + _existences(scene) + _counts(scene)
     facts += [*_relations(scene, rng), _sign(scene)]
-    if scene.colours:
+    if scene.colours and scene.shapes:
         facts.append(_description(scene))
     return [_worded(fact, rng, wordings) for fact in facts]
 
@@ -150,7 +150,7 @@ def _choose(kind: str, scene: Scene, rng: Random) -> _Fact | None:
     if kind == "sign":
         return _sign(scene)
     if kind == "describe":
-        return _description(scene) if scene.colours else None
+        return _description(scene) if scene.colours and scene.shapes else None
     facts = _colours(scene) if kind == "colour" else _shapes(scene) or _placed(scene)
     return rng.choice(facts) if facts else None
 
@@ -174,7 +174,7 @@ def _args(shape: str | None, colour: str | None) -> dict[str, str]:
 
 
 def _colours(scene: Scene) -> list[_Fact]:
-    if not scene.colours:
+    if not scene.colours or not scene.shapes:
         return []
     return [
         _Fact("colour", thing.colour, {"shape": thing.shape})
@@ -184,7 +184,7 @@ def _colours(scene: Scene) -> list[_Fact]:
 
 
 def _shapes(scene: Scene) -> list[_Fact]:
-    if not scene.colours:
+    if not scene.colours or not scene.shapes:
         return []
     return [
         _Fact("shape", thing.shape, {"colour": thing.colour})
@@ -233,6 +233,10 @@ def _choose_existence(scene: Scene, rng: Random) -> _Fact | None:
             return None  # the answer could only be yes
         asked = sorted(shown) if rng.random() < 0.5 else absent
         return _existence(scene, rng.choice(asked), None)
+    if not scene.shapes:
+        seen = {thing.colour for thing in scene.things}
+        asked = sorted(seen) if rng.random() < 0.5 else [c for c in scene.colours if c not in seen]
+        return _existence(scene, None, rng.choice(asked)) if asked else None
     allowed = _askable(scene)
     present = {thing.pair for thing in scene.things}
     form = rng.choices(("pair", "shape", "colour"), (3, 1, 1))[0]
@@ -287,9 +291,13 @@ def _choose_count(scene: Scene, rng: Random) -> _Fact:
 
 def _names(scene: Scene, thing: Thing) -> list[tuple[str | None, str | None]]:
     """The (shape, colour) ways to name a thing that fit no other."""
-    ways: tuple[tuple[str | None, str | None], ...] = ((thing.shape, None),)
+    ways: list[tuple[str | None, str | None]] = []
+    if scene.shapes:
+        ways.append((thing.shape, None))
     if scene.colours:
-        ways += ((None, thing.colour), thing.pair)
+        ways.append((None, thing.colour))
+    if len(ways) == 2:
+        ways.append(thing.pair)
     return [way for way in ways if len(_matching(scene, *way)) == 1]
 
 

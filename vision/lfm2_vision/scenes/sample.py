@@ -29,6 +29,7 @@ from .world import (
     HELD_OUT_WORDS,
     JITTER,
     REACH,
+    UNNAMED,
     WORDS,
     Ground,
     Pair,
@@ -38,6 +39,7 @@ from .world import (
     Split,
     Thing,
     allowed_pairs,
+    blob,
     nearest_colour,
     visibly_different,
 )
@@ -79,6 +81,10 @@ class Profile:
         grounds: Kinds of ground.
         any_colour: Share of scenes whose fills are of any colour at all, and whose questions name
             none. No shape takes a fill that is nearest to a colour withheld from it.
+        striped: Share of the things of such scenes that have stripes of two colours; it is their
+            mean that is not nearest to a colour withheld from the shape.
+        any_shape: Share of the other scenes whose outlines are like none of the shapes, and whose
+            questions name colours only.
 
     Raises:
         SettingError: A value is out of its range.
@@ -94,6 +100,8 @@ class Profile:
     small_probability: float = 0.0
     grounds: tuple[str, ...] = GROUND_KINDS
     any_colour: float = 0.0
+    striped: float = 0.0
+    any_shape: float = 0.0
 
     def __post_init__(self) -> None:
         _need(64 <= self.canvas[0] <= self.canvas[1] <= 4096, "canvas", self.canvas, "64 to 4096")
@@ -117,7 +125,7 @@ class Profile:
             self.grounds,
             ", ".join(GROUND_KINDS),
         )
-        for name in ("sign_probability", "small_probability", "any_colour"):
+        for name in ("sign_probability", "small_probability", "any_colour", "striped", "any_shape"):
             _need(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
 
 
@@ -199,10 +207,16 @@ def generate_scene(
     pairs = _pairs(rng, profile, split)
     free = profile.any_colour > 0 and rng.random() < profile.any_colour
     if free:
-        rgbs = [_any_rgb(rng, shape) for shape, _ in pairs]
-        pairs = [(shape, nearest_colour(rgb)) for (shape, _), rgb in zip(pairs, rgbs, strict=True)]
+        fills = [_any_fill(rng, shape, profile.striped) for shape, _ in pairs]
+        pairs = [
+            (shape, nearest_colour(_mean(fill)))
+            for (shape, _), fill in zip(pairs, fills, strict=True)
+        ]
     else:
-        rgbs = [_rgb(rng, colour) for _, colour in pairs]
+        fills = [[_rgb(rng, colour)] for _, colour in pairs]
+    shapeless = not free and profile.any_shape > 0 and rng.random() < profile.any_shape
+    if shapeless:
+        pairs = [(UNNAMED, colour) for _, colour in pairs]
     sign_word = None
     if rng.random() < profile.sign_probability:
         held = split == "held_out" and rng.random() < 0.5
@@ -218,23 +232,26 @@ def generate_scene(
         Thing(
             shape=shape,
             colour=colour,
-            rgb=rgb,
+            rgb=fill[0],
             cx=cx,
             cy=cy,
             r=r,
             angle=angle,
             edge=rng.uniform(0.06, 0.12) if rng.random() < 0.2 else 0.0,
+            second=fill[1] if fill[1:] else None,
+            stripes=(rng.randint(2, 7), rng.uniform(0, 180)) if fill[1:] else (2, 0.0),
+            outline=blob(rng) if shapeless else None,
         )
-        for (shape, colour), rgb, (cx, cy, r, angle) in zip(pairs, rgbs, circles, strict=True)
+        for (shape, colour), fill, (cx, cy, r, angle) in zip(pairs, fills, circles, strict=True)
     )
     return Scene(
         width=width,
         height=height,
         things=things,
         sign=sign,
-        ground=_ground(rng, profile, rgbs),
+        ground=_ground(rng, profile, [rgb for fill in fills for rgb in fill]),
         split=split,
-        shapes=profile.shapes,
+        shapes=() if shapeless else profile.shapes,
         colours=() if free else profile.colours,
     )
 
@@ -301,16 +318,28 @@ def _rgb(rng: Random, colour: str) -> Rgb:
     return red, green, blue
 
 
-def _any_rgb(rng: Random, shape: str) -> Rgb:
-    """Any colour, every second one vivid, but none nearest to one withheld from the shape."""
+def _any_fill(rng: Random, shape: str, striped: float) -> list[Rgb]:
+    """One colour, or two that differ; their mean is nearest to none withheld from the shape."""
+    two = striped > 0 and rng.random() < striped
     while True:
-        if rng.random() < 0.5:
-            rgb = (rng.randrange(256), rng.randrange(256), rng.randrange(256))
-        else:
-            vivid = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.7, 1.0), rng.uniform(0.4, 1.0))
-            rgb = (round(255 * vivid[0]), round(255 * vivid[1]), round(255 * vivid[2]))
-        if (shape, nearest_colour(rgb)) not in HELD_OUT_PAIRS:
-            return rgb
+        fill = [_any_rgb(rng) for _ in range(1 + two)]
+        if two and not visibly_different(*fill):
+            continue
+        if (shape, nearest_colour(_mean(fill))) not in HELD_OUT_PAIRS:
+            return fill
+
+
+def _any_rgb(rng: Random) -> Rgb:
+    """Any colour, every second one vivid."""
+    if rng.random() < 0.5:
+        return rng.randrange(256), rng.randrange(256), rng.randrange(256)
+    vivid = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.7, 1.0), rng.uniform(0.4, 1.0))
+    return round(255 * vivid[0]), round(255 * vivid[1]), round(255 * vivid[2])
+
+
+def _mean(fill: list[Rgb]) -> Rgb:
+    red, green, blue = (sum(channel) // len(fill) for channel in zip(*fill, strict=True))
+    return red, green, blue
 
 
 def _place(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from random import Random
 from types import MappingProxyType
 from typing import Literal
 
@@ -26,6 +27,7 @@ __all__ = [
     "MIN_CONTRAST",
     "OUTLINES",
     "REACH",
+    "UNNAMED",
     "WORDS",
     "Ground",
     "Pair",
@@ -35,6 +37,7 @@ __all__ = [
     "Split",
     "Thing",
     "allowed_pairs",
+    "blob",
     "contrast",
     "nearest_colour",
     "visibly_different",
@@ -139,6 +142,8 @@ def _heart() -> tuple[tuple[float, float], ...]:
     return tuple(points)
 
 
+UNNAMED = "blob"
+"""The shape of what has an outline of its own; no question names it."""
 _CROSS = [(-0.36, -1.05), (0.36, -1.05), (0.36, -0.36), (1.05, -0.36), (1.05, 0.36), (0.36, 0.36)]
 OUTLINES: Mapping[str, tuple[tuple[float, float], ...]] = MappingProxyType(
     {
@@ -154,9 +159,23 @@ OUTLINES: Mapping[str, tuple[tuple[float, float], ...]] = MappingProxyType(
 )
 """Corners of each shape at r = 1, y downwards, clockwise from the top; areas are 1.8 to 3.2."""
 REACH: Mapping[str, float] = MappingProxyType(
-    {shape: max(math.hypot(x, y) for x, y in points) for shape, points in OUTLINES.items()}
+    {
+        **{s: max(math.hypot(x, y) for x, y in points) for s, points in OUTLINES.items()},
+        UNNAMED: 1.2,
+    }
 )
 """Distance from the centre to the farthest corner, in units of r."""
+
+
+def blob(rng: Random) -> tuple[tuple[float, float], ...]:
+    """An outline at r = 1 like none of `OUTLINES`: a ring that bulges by 40 % or more."""
+    waves = [(k, rng.uniform(0.0, 1.0) / k**0.5, rng.uniform(0, 2 * math.pi)) for k in (2, 3, 4, 5)]
+    corners = rng.choice((7, 9, 11, 48))
+    angles = [2 * math.pi * i / corners for i in range(corners)]
+    bulges = [sum(size * math.sin(k * a + phase) for k, size, phase in waves) for a in angles]
+    low, high = min(bulges), max(bulges)
+    depth = rng.uniform(0.4, 0.65)
+    return _ring(angles, [REACH[UNNAMED] * (1 - depth * (high - b) / (high - low)) for b in bulges])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,6 +191,9 @@ class Thing:
         r: Half of the diameter.
         angle: Rotation in degrees, clockwise.
         edge: Width of a darker outline as a fraction of r; 0 for none.
+        second: The other fill of a thing in stripes, whose colour has no name; None for one fill.
+        stripes: How many stripes it has, and their direction in degrees.
+        outline: Corners at r = 1, where the shape is `UNNAMED`.
     """
 
     shape: str
@@ -182,6 +204,9 @@ class Thing:
     r: float
     angle: float = 0.0
     edge: float = 0.0
+    second: Rgb | None = None
+    stripes: tuple[int, float] = (2, 0.0)
+    outline: tuple[tuple[float, float], ...] | None = None
 
     @property
     def pair(self) -> Pair:
@@ -194,7 +219,7 @@ class Thing:
         cos, sin, r = math.cos(turn), math.sin(turn), self.r * scale
         return [
             (self.cx + r * (x * cos - y * sin), self.cy + r * (x * sin + y * cos))
-            for x, y in OUTLINES[self.shape]
+            for x, y in self.outline or OUTLINES[self.shape]
         ]
 
     def bounds(self) -> tuple[float, float, float, float]:
@@ -255,7 +280,7 @@ class Scene:
         sign: At most one sign, which is not counted as an object.
         ground: What lies behind.
         split: The split it was made for; questions of a train scene avoid what is held out.
-        shapes: The shapes that the questions may name.
+        shapes: The shapes that the questions may name; none if the outlines are of any shape.
         colours: The colours that the questions may name; none if the fills are of any colour.
     """
 
