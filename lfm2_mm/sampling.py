@@ -36,6 +36,9 @@ def _integer(name: str, value: object, low: int, high: int, what: str) -> None:
         raise SettingError(f"{name} is {value!r}: it must be {what}")
 
 
+_LEAST = 1.2e-38  # below it, a temperature is 0 to the logits
+
+
 @no_type_check  # it checks its own values, with sentences for the user
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -75,7 +78,7 @@ class Sampling:
     @property
     def greedy(self) -> bool:
         """Whether the likeliest token is always chosen."""
-        return self.temperature == 0
+        return self.temperature < _LEAST
 
     @classmethod
     def from_generation_config(cls, config: Mapping[str, Any]) -> Sampling:

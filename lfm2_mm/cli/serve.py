@@ -62,6 +62,13 @@ __all__ = ["serve"]
     show_default=True,
     help="Answers generated at once.",
 )
+@click.option(
+    "--cache-mb",
+    type=click.IntRange(0),
+    default=768,
+    show_default=True,
+    help="Memory in MiB that each model may keep of prompts and pictures it has computed.",
+)
 @click.option("--threads", type=int, help="CPU threads.  [default: one per physical core]")
 @click.option("--json", "as_json", is_flag=True, help="Log in JSON lines.")
 @click.option("-q", "--quiet", is_flag=True, help="Log problems only.")
@@ -99,7 +106,9 @@ def serve(**params: Any) -> None:
         origins=params["origins"],
         fetch_hosts=params["fetch_hosts"],
         fetch=not params["no_fetch"],
-        limits=Limits(running=params["max_running"]),
+        limits=Limits(
+            running=params["max_running"], cache_bytes=params["cache_mb"] * 2**20
+        ),
     )
     config = configured(
         create_app(options), options, certificate=params["tls_cert"], key=params["tls_key"]

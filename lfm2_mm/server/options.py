@@ -33,6 +33,8 @@ class Limits:
         choices: Answers to one request (`n`).
         waiting: Requests that may wait for the model; further ones get 429.
         running: Requests that the model answers at once.
+        cache_bytes: Kept by each model of prompts, pictures and recordings that it has computed:
+            two thirds of states of the backbone, one third of what encoders made.
         seconds: Time a request may take in all, waiting included.
         documents: Texts of one embeddings, rerank or index request.
         sockets: Realtime conversations at once.
@@ -53,6 +55,7 @@ class Limits:
     choices: int = 8
     waiting: int = 256
     running: int = 32
+    cache_bytes: int = 768 * _MIB
     seconds: float = 600.0
     documents: int = 2048
     sockets: int = 8

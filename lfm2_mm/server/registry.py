@@ -119,6 +119,8 @@ class Registry:
         model = self._load(served.name)
         if isinstance(model, Model):
             model.engine.max_running = self._limits.running
+            model.engine.features.max_bytes = self._limits.cache_bytes // 3
+            model.engine.prefixes.max_bytes = self._limits.cache_bytes * 2 // 3
             model.engine.prefill_chunk = 512  # so that those who stream wait for no long prompt
             prompt = model.prompt([{"role": "user", "content": "Hello"}])
             model.generate(prompt, max_tokens=2, reuse=False).answer  # noqa: B018

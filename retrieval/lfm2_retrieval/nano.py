@@ -72,7 +72,7 @@ SPEC = RetrieverSpec(
 STEPS = 8000
 """Length of the recipe: two hours on one of two cores, eight other programs beside it."""
 
-MORE_STEPS = 5000
+MORE_STEPS = 4000
 """Length of the recipe that goes on from the embedded weights."""
 
 _WATCHED = (

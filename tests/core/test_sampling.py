@@ -88,9 +88,10 @@ def test_nucleus_widens_over_a_flat_distribution() -> None:
     assert 2950 < kept < 3050
 
 
-def test_tiny_temperature_is_finite_and_greedy() -> None:
+@pytest.mark.parametrize("temperature", [1e-37, 1e-40, 3e-210, 5e-324])
+def test_tiny_temperature_is_finite_and_greedy(temperature: float) -> None:
     logits = torch.tensor([30.0, 31.0, -5.0])
-    probs = probabilities(logits, Sampling(temperature=1e-40))
+    probs = probabilities(logits, Sampling(temperature=temperature))
     assert probs.tolist() == [0.0, 1.0, 0.0]
 
 

@@ -191,3 +191,19 @@ def test_recordings_wait_where_there_is_no_room(monkeypatch: pytest.MonkeyPatch)
         assert await asyncio.wait_for(room.take(lambda: one(60)), 5)
 
     asyncio.run(work())
+
+
+def test_what_models_keep_of_prompts_is_bounded_as_told() -> None:
+    model = speaking.model()
+    size = 3 << 20
+    options = ServerOptions(models=("tiny",), limits=Limits(cache_bytes=size))
+    with running(options, load={"tiny": model}.__getitem__) as url:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        engine = model.engine
+        assert engine.features.max_bytes + engine.prefixes.max_bytes == size
+        for i in range(12):
+            content = " ".join(f"{i} and {j}" for j in range(150))
+            client.chat.completions.create(
+                model="tiny", messages=[{"role": "user", "content": content}], max_tokens=1
+            )
+        assert 0 < engine.prefixes.nbytes <= size
