@@ -41,7 +41,7 @@ TASKS = {
     "scenes": TIER_NAMES,
     "quantization": ("divergence", "answers", "rankings", "speech"),
     "retrieval": ("packages", "frames"),
-    "speech": ("voices", "sentences", "both", "aloud", "judged", "answers", "reworded"),
+    "speech": ("voices", "sentences", "both", "aloud", "judged", "answers", "reworded", "again"),
 }
 """Tasks, with the parts that each has; the first is the default."""
 

@@ -33,13 +33,14 @@ __all__ = [
 ANSWER_TIERS: dict[str, str] = {
     "answers": "Spoken questions, held-out voices",
     "reworded": "Spoken questions, held-out wordings and voices",
+    "again": "Spoken questions behind an answer that was interrupted, held-out voices",
 }
 """Sets of spoken questions, with their headings."""
 
 RIGHT_FLOOR, WORDS_FLOOR = 0.85, 0.15
 """Least share of answers that are right, most word errors in what is said; of the first set."""
 
-_SPLITS: dict[str, Split] = {"answers": "train", "reworded": "held_out"}
+_SPLITS: dict[str, Split] = {"answers": "train", "reworded": "held_out", "again": "train"}
 LONGEST = 120  # frames of an answer
 
 
@@ -47,7 +48,7 @@ class Replying(Protocol):
     """What is scored: a model that answers in text and speech."""
 
     def reply(self, source: Any, **options: Any) -> Any:
-        """Something with the answer's `text` and `audio`."""
+        """Something with the answer's `text` and `audio`, and the `conversation` up to it."""
         ...
 
 
@@ -179,12 +180,21 @@ def evaluate_answers(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> AnswerRun:
-    """Ask every question, greedily; Ctrl-C keeps what was answered until then."""
+    """Ask every question, greedily; Ctrl-C keeps what was answered until then.
+
+    In the set `again` each stands behind the one before it and the first half of its answer.
+    """
     run = AnswerRun(tier=tier, total=len(asked))
     began = time.perf_counter()
     try:
+        before: Any = None
         for one in asked:
-            reply = model.reply(one.audio, temperature=0.0, max_frames=LONGEST)
+            given = one.audio if before is None else before.user(one.audio)
+            reply = model.reply(given, temperature=0.0, max_frames=LONGEST)
+            if tier == "again":
+                said = reply.conversation
+                last = said.drop(len(said.turns) - 2)
+                before = last.cut(last.turns[-1].n_frames // 2)
             run.answered.append(
                 Answered(
                     asked=one.text,

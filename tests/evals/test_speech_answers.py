@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from click.testing import CliRunner
 from numpy.typing import NDArray
 
+from lfm2_audio.conversation import Conversation
 from lfm2_audio.speech import synthesis
 from lfm2_audio.speech.questions import answer
 from lfm2_audio.speech.sentences import is_held_out
@@ -34,6 +36,7 @@ from lfm2_evals.speech_report import SpeechReport
 class Text:
     text: str
     audio: Audio
+    conversation: Conversation | None = None
 
 
 class Knowing:
@@ -43,11 +46,18 @@ class Knowing:
 
     def __init__(self, written: list[str], heard: list[str]) -> None:
         self.written, self.heard = written, heard
+        self.asked: list[Conversation] = []
 
-    def reply(self, source: Audio, **options: Any) -> Text:
+    def reply(self, source: Audio | Conversation, **options: Any) -> Text:
         assert options == {"temperature": 0.0, "max_frames": 120}
-        i = len(source.samples) - 1000
-        return Text(f" {self.written[i].title()}.", Audio(torch.zeros(2000 + i), 24000))
+        asked = source if isinstance(source, Conversation) else Conversation().user(source)
+        self.asked.append(asked)
+        question = asked.turns[-1].parts[0]
+        assert isinstance(question, Audio)
+        i = len(question.samples) - 1000
+        text = f" {self.written[i].title()}."
+        said = asked.assistant([text, torch.zeros(30, 4)])
+        return Text(text, Audio(torch.zeros(2000 + i), 24000), said)
 
     def transcribe(self, source: Audio) -> Text:
         return Text(self.heard[len(source.samples) - 2000], source)
@@ -82,6 +92,18 @@ def test_right_in_text_and_right_in_speech() -> None:
     assert sum(same.words.errors) == 0 and same.answered[2].said_right
     assert run.right.low < 0.75 < run.right.high
     assert run.said_right.low < 0.5 < run.said_right.high
+
+
+def test_a_question_behind_an_interrupted_answer_has_one_before_it() -> None:
+    right = ["forty two", "rome", "c a t", "no"]
+    model = Knowing(right, right)
+    run = evaluate_answers("again", model, model, asked(*right))
+    assert all(one.right for one in run.answered)
+    assert [len(one.turns) for one in model.asked] == [1, 3, 3, 3]
+    for earlier, later in pairwise(model.asked):
+        first, cut, _ = later.turns
+        assert first is earlier.turns[-1] and cut.role == "assistant"
+        assert cut.n_frames == 12  # of 30, half of which were heard: a whole round
 
 
 def test_progress_and_interruption() -> None:
