@@ -3,7 +3,8 @@
 hatchling runs the hook for wheels and editable installs; `python hatch_build.py` does the same by
 hand, in place, and does nothing when no source has changed. Where there is no compiler, or it
 fails, the package is built without the library and computes with torch alone. A source whose first
-lines say `// flags x86-64: …` is compiled with those flags on that architecture.
+lines say `// flags x86-64: …` or `// flags aarch64: …` is compiled with those flags where that is
+what the compiler compiles for.
 
 Environment: CXX names the compiler, CXXFLAGS adds flags, LFM2_MM_NATIVE=0 leaves the library out.
 """
@@ -57,6 +58,7 @@ class Toolchain(NamedTuple):  # no dataclass: hatchling does not register this m
     compiler: tuple[str, ...]
     flags: tuple[str, ...]
     identity: str
+    architecture: str
 
     @classmethod
     def find(cls) -> Toolchain:
@@ -79,12 +81,14 @@ class Toolchain(NamedTuple):  # no dataclass: hatchling does not register this m
                 words = [*command, *flags, *openmp, "-o", str(probe.with_suffix("")), str(probe)]
                 if _run(words).returncode == 0:
                     said = _run([*command, "--version"]).stdout.partition("\n")[0]
-                    return cls(tuple(command), (*flags, *openmp), said)
+                    target = _run([*command, *flags, "-dumpmachine"])
+                    made_for = architecture("" if target.returncode else target.stdout)
+                    return cls(tuple(command), (*flags, *openmp), said, made_for)
         raise NoLibrary(f"the compiler {shlex.join(command)} cannot build a program")
 
     def compile(self, source: Path, target: Path) -> None:
         """One object file, moved into place when it is complete."""
-        words = [*self.compiler, *self.flags, *_WARNINGS, *own_flags(source)]
+        words = [*self.compiler, *self.flags, *_WARNINGS, *own_flags(source, self.architecture)]
         self._write([*words, "-c", str(source)], target)
 
     def link(self, objects: Sequence[Path], target: Path) -> None:
@@ -110,9 +114,14 @@ class Toolchain(NamedTuple):  # no dataclass: hatchling does not register this m
             Path(scratch).unlink(missing_ok=True)
 
 
-def own_flags(source: Path) -> list[str]:
-    """The flags that a source asks for on this architecture."""
-    architecture = _ARCHITECTURES.get(platform.machine().lower(), platform.machine())
+def architecture(target: str) -> str:
+    """The architecture of a target as compilers name it (`arm64-apple-darwin23`); "" is here."""
+    name = target.strip().partition("-")[0] or platform.machine()
+    return _ARCHITECTURES.get(name.lower(), name)
+
+
+def own_flags(source: Path, architecture: str) -> list[str]:
+    """The flags that a source asks for on an architecture."""
     head = source.read_text("utf-8").split("\n", 8)[:8]
     found = (re.match(r"// flags ([\w-]+): (.*)$", line) for line in head)
     return [w for match in found if match and match[1] == architecture for w in match[2].split()]

@@ -15,14 +15,9 @@ reads a wheel that somebody unpacked, in an environment of its own, on a CPU. Ho
 from __future__ import annotations
 
 import argparse
-import importlib.machinery
 import importlib.util
 import json
-import re
-import shutil
-import sys
 import tempfile
-import types
 from pathlib import Path
 from typing import Any
 
@@ -34,28 +29,9 @@ HERE = Path(__file__).resolve().parent.parent
 STEPS = 200
 
 
-def prepare_import(wheel: Path) -> None:
-    """Make `liquid_audio` importable: on a CPU, without torchaudio, on Python 3.11."""
-    copy = Path(tempfile.mkdtemp(prefix="audio-oracle-"))
-    shutil.copytree(wheel / "liquid_audio", copy / "liquid_audio")
-    if sys.version_info < (3, 12):  # its four generic signatures and aliases are of Python 3.12
-        for file in copy.rglob("*.py"):
-            text = file.read_text()
-            text = re.sub(
-                r"^(\s*def \w+)\[[^\]]+\]\((\w+)[^)]*\) -> \w+:", r"\1(\2):", text, flags=re.M
-            )
-            file.write_text(re.sub(r"^type (\w+) = .*", r"\1 = object", text, flags=re.M))
-    stub: Any = types.ModuleType("torchaudio")
-    stub.__spec__ = importlib.machinery.ModuleSpec("torchaudio", None)
-    stub.functional = types.SimpleNamespace(resample=lambda wave, rate, wanted: wave)
-    sys.modules["torchaudio"] = stub
-    sys.path.insert(0, str(copy))
-    torch.nn.Module.cuda = lambda self, *_: self  # type: ignore[method-assign]
-
-
-def load_recipe() -> Any:
-    """The recipe of the weights, from the tests, importing nothing else of this project."""
-    spec = importlib.util.spec_from_file_location("official", HERE / "tests/audio/official.py")
+def load_module(path: str) -> Any:
+    """A module of this project by its path, importing nothing else of the project."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, HERE / path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -409,8 +385,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     torch.set_grad_enabled(False)
-    prepare_import(args.wheel)
-    recipe = load_recipe()
+    load_module("evals/lfm2_evals/bench/official_worker.py").prepare_import(args.wheel)
+    recipe = load_module("tests/audio/official.py")
     if args.load is not None:
         check_saved(recipe, args.load.resolve())
     elif args.explore is not None:

@@ -44,7 +44,7 @@ from lfm2_mm.train.trainer import Schedule, Trainer
 
 __all__ = ["SEED", "STEPS", "Lessons", "Task", "dialogue_loss", "train_answers"]
 
-STEPS = 8000
+STEPS = 6000
 """Length of the recipe of answers."""
 SEED = 20261125
 """Of its batches."""

@@ -79,7 +79,8 @@ word (`lfm2-mm speak`), and answers short spoken questions in text and speech (`
 - saying three words after one ("say dog cat hat");
 - one to twelve in German, French and Spanish ("what is three in german").
 
-To anything else it has learnt to say that it does not know. How often it is right says
+One question may follow the other, also one whose answer was interrupted. To anything else it has
+learnt to say that it does not know. How often it is right says
 `lfm2-mm eval speech`; a second recogniser that shares no weight with it, in `judge/`, hears whether
 the right answer was said. Its codec, `audio_griffin_lim/`, is residual vector quantisation with
 Griffin-Lim phases; the official code knows neither folder. Weights only: nothing of espeak-ng

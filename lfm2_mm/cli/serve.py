@@ -106,9 +106,7 @@ def serve(**params: Any) -> None:
         origins=params["origins"],
         fetch_hosts=params["fetch_hosts"],
         fetch=not params["no_fetch"],
-        limits=Limits(
-            running=params["max_running"], cache_bytes=params["cache_mb"] * 2**20
-        ),
+        limits=Limits(running=params["max_running"], cache_bytes=params["cache_mb"] * 2**20),
     )
     config = configured(
         create_app(options), options, certificate=params["tls_cert"], key=params["tls_key"]

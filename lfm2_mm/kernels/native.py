@@ -28,10 +28,10 @@ __all__ = [
 ]
 
 LIBRARY = Path(__file__).parent / "_native.so"
-CpuPath = Literal["torch", "plain", "avx2", "avx512", "amx"]
+CpuPath = Literal["torch", "plain", "avx2", "avx512", "amx", "neon"]
 
 _INTERFACE = 1  # as in src/dispatch.cpp
-_PATHS = ("plain", "avx2", "avx512", "amx")  # by number; each contains those before it
+_PATHS = ("plain", "avx2", "avx512", "amx", "neon")  # by number, as in src/native.h
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -130,9 +131,50 @@ def test_the_script_says_it_in_one_line() -> None:
 
 def test_flags_are_those_of_the_architecture(hatch_build: ModuleType, tmp_path: Path) -> None:
     source = tmp_path / "a.cpp"
-    name = hatch_build._ARCHITECTURES.get(os.uname().machine.lower(), os.uname().machine)
-    source.write_text(f"// flags {name}: -DA -DB\n// flags of-nowhere: -DC\nint a;\n")
-    assert hatch_build.own_flags(source) == ["-DA", "-DB"]
+    source.write_text("// flags x86-64: -DA -DB\n// flags aarch64: -DC\nint a;\n")
+    assert hatch_build.own_flags(source, "x86-64") == ["-DA", "-DB"]
+    assert hatch_build.own_flags(source, "aarch64") == ["-DC"]
+    assert hatch_build.own_flags(source, "riscv64") == []
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        ("x86_64-linux-gnu\n", "x86-64"),
+        ("aarch64-linux-gnu\n", "aarch64"),
+        ("arm64-apple-darwin23.5.0\n", "aarch64"),
+        ("x86_64-apple-darwin23.5.0\n", "x86-64"),
+        ("riscv64-linux-gnu\n", "riscv64"),
+    ],
+)
+def test_the_architecture_is_what_the_compiler_compiles_for(
+    hatch_build: ModuleType, target: str, name: str
+) -> None:
+    assert hatch_build.architecture(target) == name
+
+
+@pytest.mark.parametrize(("machine", "name"), [("AMD64", "x86-64"), ("arm64", "aarch64")])
+def test_a_compiler_that_does_not_say_it_compiles_for_this_machine(
+    hatch_build: ModuleType, monkeypatch: pytest.MonkeyPatch, machine: str, name: str
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    assert hatch_build.architecture("") == name
+
+
+def test_every_instruction_set_has_a_file_and_its_flags(hatch_build: ModuleType) -> None:
+    sources = ROOT / hatch_build.SOURCES
+    for path, architecture in (("avx2", "x86-64"), ("avx512", "x86-64"), ("neon", "aarch64")):
+        assert path in native._PATHS
+        for part in ("linear", "forward", "search"):
+            source = sources / f"{part}_{path}.cpp"
+            flags = {name: hatch_build.own_flags(source, name) for name in ("x86-64", "aarch64")}
+            assert [name for name, own in flags.items() if own] == [architecture], source.name
+
+
+def test_paths_have_the_numbers_of_the_sources() -> None:
+    text = (ROOT / "lfm2_mm/kernels/src/native.h").read_text()
+    numbers = {name.lower(): int(at) for name, at in re.findall(r"LFM2_([A-Z0-9]+) = (\d)", text)}
+    assert numbers == {name: at for at, name in enumerate(native._PATHS)}
 
 
 def test_the_library_is_not_older_than_its_sources(hatch_build: ModuleType) -> None:
@@ -155,7 +197,7 @@ def test_the_best_path_is_taken_and_named() -> None:
     assert status.reason == "the best that this CPU can run"
 
 
-@pytest.mark.parametrize("path", ["plain", "avx2", "avx512", "amx"])
+@pytest.mark.parametrize("path", ["plain", "avx2", "avx512", "amx", "neon"])
 def test_the_environment_asks_for_a_path(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     available = native.status().features
     monkeypatch.setenv("LFM2_MM_CPU", path)
@@ -178,7 +220,11 @@ def test_the_library_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [
-        ("LFM2_MM_CPU", "sse9", "LFM2_MM_CPU is 'sse9': set it to one of plain, avx2, avx512, amx"),
+        (
+            "LFM2_MM_CPU",
+            "sse9",
+            "LFM2_MM_CPU is 'sse9': set it to one of plain, avx2, avx512, amx, neon",
+        ),
         ("LFM2_MM_NATIVE", "no", "LFM2_MM_NATIVE is 'no': set it to 0 or 1, or not at all"),
     ],
 )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lfm2_mm.kernels import native, search
 
-PATHS = ("plain", "avx2", "avx512", "amx")
+PATHS = ("plain", "avx2", "avx512", "amx", "neon")
 
 
 @pytest.fixture(autouse=True)

@@ -51,7 +51,7 @@ def said(caller: Caller) -> str:
 
 
 def test_two_ask_aloud_and_one_interrupts(base: str) -> None:
-    """nano-audio learnt single questions: what it says to a second one is not looked at."""
+    """Right answers to both, also to the question that interrupted another answer."""
     heard: dict[str, Any] = {"audio": {"input": {"transcription": {}}}}
     with calling(base, "nano-audio") as patient, calling(base, "nano-audio") as rude:
         for caller in (patient, rude):
@@ -72,7 +72,11 @@ def test_two_ask_aloud_and_one_interrupts(base: str) -> None:
         assert said(patient) == KNOWN["arithmetic"]["answer"]
         assert patient.until("response.done")["response"]["status"] == "completed"
         assert patient.heard > 0.3 * RATE
+        assert said(rude) == KNOWN["capital"]["answer"]
         assert rude.until("response.done")["response"]["status"] == "completed"
+        patient.say(recorded("echo"))
+        assert said(patient) == KNOWN["echo"]["answer"]
+        assert patient.until("response.done")["response"]["status"] == "completed"
         kind = "conversation.item.input_audio_transcription.completed"
         for caller, asked in ((patient, "arithmetic"), (rude, "echo")):
             if not caller.of(kind):

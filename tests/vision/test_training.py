@@ -33,7 +33,7 @@ from lfm2_vision.scenes import (
     label_map,
     render,
 )
-from lfm2_vision.scenes.world import ANCHORS, REACH, nearest_colour
+from lfm2_vision.scenes.world import ANCHORS, OUTLINES, REACH, nearest_colour, nearest_shape, radii
 from lfm2_vision.training import SceneEncoder
 from lfm2_vision.unseen import level_loss, unseen_pairs
 
@@ -95,6 +95,14 @@ def test_stripes_are_of_two_colours_and_have_no_name() -> None:
         assert (batch.patch_colour == IGNORE).all() and (batch.cell_colour == IGNORE).all()
 
 
+@pytest.mark.parametrize("shape", ALL_SHAPES)
+def test_a_shape_is_nearest_to_itself(shape: str) -> None:
+    named, off = nearest_shape(radii(OUTLINES[shape]))
+    assert named == shape and off < 1e-9
+    if shape == "circle":
+        assert radii(OUTLINES[shape]) == pytest.approx([1.0] * 72, abs=1e-3)
+
+
 def test_blobs_are_like_no_shape_and_teach_colours_only() -> None:
     shapeless = replace(WIDE, size=(200, 200), any_shape=1.0)
     encoder = SceneEncoder(
@@ -106,8 +114,9 @@ def test_blobs_are_like_no_shape_and_teach_colours_only() -> None:
         assert sample.scene.shapes == ()
         for thing in sample.scene.things:
             assert thing.shape == UNNAMED and thing.outline is not None
-            reach = [math.hypot(x, y) for x, y in thing.outline]
-            assert max(reach) <= REACH[UNNAMED] + 1e-9 and min(reach) < 0.62 * max(reach)
+            assert max(math.hypot(x, y) for x, y in thing.outline) <= REACH[UNNAMED] + 1e-9
+            shape, off = nearest_shape(radii(thing.outline))
+            assert off > 0.07 and (shape, thing.colour) not in HELD_OUT_PAIRS
         for qa in sample.questions:
             kinds.add(qa.kind)
             assert not {"shape", "a_shape", "b_shape"} & set(qa.args)

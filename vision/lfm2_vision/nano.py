@@ -36,6 +36,7 @@ from lfm2_vision.quick import Quick
 from lfm2_vision.scenes import (
     ALL_COLOURS,
     ALL_SHAPES,
+    COLOURS,
     CORE,
     CORE_SHAPES,
     Profile,
@@ -159,10 +160,11 @@ _FREER = (
     (CORE, 0.2),
     (_ALL, 0.05),
     (_ALL_NEAR, 0.1),
-    (replace(_FREE, shapes=CORE_SHAPES), 0.1),
-    (replace(_FREE, shapes=CORE_SHAPES, things=(4, 5)), 0.1),
-    (_FREE, 0.08),
-    (_BLOBS, 0.1),
+    (replace(_FREE, shapes=CORE_SHAPES), 0.07),
+    (replace(_FREE, shapes=CORE_SHAPES, things=(4, 5)), 0.09),
+    (_FREE, 0.04),
+    (replace(_BLOBS, colours=COLOURS), 0.08),
+    (replace(_BLOBS, colours=COLOURS, things=(3, 5)), 0.1),
     (replace(_ALL_NEAR, sign_probability=0.5, small_probability=0.2), 0.05),
 )
 

@@ -3,7 +3,8 @@
 Writes a checkpoint of random weights, packed ones drawn packed, loads it in a process of its own,
 and lets it answer a question and transcribe a recording in turns. What must be read from memory for
 a second of speech, against what this machine's memory gives, says how far from its floor it is.
-Knows what to measure; how is `rounds` and `speech_worker`.
+The official package may do the same in bf16, question by question in the same minutes. Knows what
+to measure; how is `rounds`, `speech_worker` and `official`.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from lfm2_audio.prompts import ASR, CONVERSATION
+from lfm2_evals.bench import official, speech_worker
 from lfm2_evals.bench import rounds as bench
-from lfm2_evals.bench import speech_worker
+from lfm2_evals.bench.official import PEER
 from lfm2_evals.bench.speech_shapes import SHAPES, Reading, write_checkpoint
 from lfm2_evals.report import markdown_table
 from lfm2_mm.errors import SettingError
@@ -33,6 +37,7 @@ _TOKENS = 3.3  # a second: 150 words of English a minute, 1.3 tokens a word
 _RTF_TARGET, _FIRST_TARGET = 0.7, 0.6
 
 Progress = Callable[[int, int], None]
+Working = Callable[[Mapping[str, Any]], Mapping[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +54,8 @@ class Plan:
         frames: Frames of the answer.
         recording: Seconds of what is transcribed.
         keep: Folder that keeps the random weights for the next run; None removes them.
+        peer_python: Interpreter that has what liquid-audio needs; None measures ours alone.
+        peer_wheel: Folder with the unpacked wheel of liquid-audio; None measures ours alone.
     """
 
     shapes: str = "1.5b"
@@ -60,6 +67,8 @@ class Plan:
     frames: int = 48
     recording: float = 30.0
     keep: Path | None = None
+    peer_python: str | None = None
+    peer_wheel: Path | None = None
 
     def __post_init__(self) -> None:
         if self.shapes not in SHAPES:
@@ -72,6 +81,12 @@ class Plan:
                 f"recording is {self.recording:g}; longer ones are cut to pieces of up to 30 "
                 "seconds anyway, so give 1 to 30"
             )
+        official.check(self.peer_python, self.peer_wheel)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the transcript."""
+        return int(self.recording * _TOKENS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +95,17 @@ class Row:
 
     Attributes:
         what: The quantity and its unit.
-        value: What was measured.
-        target: What it should be at most; None if nothing is demanded.
+        value: What was measured of ours.
+        peer: What was measured of the peer; None if we ran alone, or only we can be asked.
+        ratio: How many times better ours is, pair by pair.
+        target: What ours should be at most; None if nothing is demanded.
         digits: Decimals to show.
     """
 
     what: str
     value: bench.Spread
+    peer: bench.Spread | None = None
+    ratio: bench.Spread | None = None
     target: float | None = None
     digits: int = 2
 
@@ -126,7 +145,9 @@ class AudioBench:
     def markdown(self) -> str:
         """The report as Markdown."""
         facts = "\n".join(f"- {name}: {value}" for name, value in self.facts.items())
-        table = markdown_table(["", "lfm2_mm", "target"], [self._cells(row) for row in self.rows])
+        compared = self.plan.peer_python is not None
+        names = [OURS, PEER, "times better"] if compared else [OURS]
+        table = markdown_table(["", *names, "target"], [self._cells(row) for row in self.rows])
         cells = [
             [what, f"{count / 1e6:,.1f}", f"{steps:.2f}", f"{count * steps / 1e9:.2f}"]
             for what, count, steps in self._shares()
@@ -147,6 +168,9 @@ class AudioBench:
             "said means nothing."
         )
         precision = self.plan.quantize if self.plan.quantize != "none" else self.plan.dtype
+        if compared:
+            precision = f"ours {precision}, theirs bf16"
+            note += official.NOTE
         title = f"# Speech at the {self.plan.shapes} shapes, random weights, {precision}"
         read = markdown_table(header, cells)
         return "\n\n".join([title, facts, table, read, bound, note]) + "\n"
@@ -154,8 +178,9 @@ class AudioBench:
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON values."""
         keep = None if self.plan.keep is None else str(self.plan.keep)
+        wheel = None if self.plan.peer_wheel is None else str(self.plan.peer_wheel)
         return {
-            "plan": {**asdict(self.plan), "keep": keep},
+            "plan": {**asdict(self.plan), "keep": keep, "peer_wheel": wheel},
             "facts": dict(self.facts),
             "reading": asdict(self.reading),
             "bytes_per_second": self.bytes_per_second,
@@ -176,11 +201,14 @@ class AudioBench:
             (f"codec, {_CODEC_RUN} frames", read.codec, _FRAME_RATE / _CODEC_RUN),
         ]
 
-    @staticmethod
-    def _cells(row: Row) -> list[str]:
+    def _cells(self, row: Row) -> list[str]:
         mark = {True: ", reached", False: ", missed", None: ""}[row.reached]
         target = "" if row.target is None else f"at most {row.target:g}{mark}"
-        return [row.what, row.value.show(row.digits), target]
+        cells = [row.what, row.value.show(row.digits)]
+        if self.plan.peer_python is not None:
+            cells.append(row.peer.show(row.digits) if row.peer else "")
+            cells.append(row.ratio.show(1) if row.ratio else "")
+        return [*cells, target]
 
 
 def measure(plan: Plan, *, progress: Progress | None = None) -> AudioBench:
@@ -202,9 +230,18 @@ def measure(plan: Plan, *, progress: Progress | None = None) -> AudioBench:
         if kept is None:
             scratch = tempfile.TemporaryDirectory(prefix="lfm2-mm-bench-")
             kept = Path(stack.enter_context(scratch))
-        folder = kept.resolve() / f"speech-{plan.shapes}-{plan.quantize}"
-        if not (folder / "config.json").is_file():
-            write_checkpoint(SHAPES[plan.shapes], folder, quantize=plan.quantize)
+        folder = _checkpoint(plan, kept, plan.quantize)
+        theirs = None
+        if plan.peer_python is not None and plan.peer_wheel is not None:
+            # first, for it takes most memory while it loads
+            theirs, facts[PEER] = official.start(
+                stack,
+                plan.peer_python,
+                plan.peer_wheel,
+                _checkpoint(plan, kept, "none"),
+                threads=plan.threads,
+                environment=environment,
+            )
         command = [sys.executable, speech_worker.__file__]
         worker = stack.enter_context(bench.Worker(OURS, command, environment))
         loaded = worker.call(
@@ -216,18 +253,13 @@ def measure(plan: Plan, *, progress: Progress | None = None) -> AudioBench:
         )
         facts[OURS] = ", ".join(f"{k} {v}" for k, v in loaded["versions"].items())
         facts["loading"] = f"{loaded['seconds']:.1f} s"
-        tokens = max(int(plan.recording * _TOKENS), 1)
-
-        def work(case: Mapping[str, Any]) -> dict[str, float]:
-            seed = case["seed"] = case["seed"] + 1  # type: ignore[index]  # nothing is remembered
-            if case["what"] == _ANSWER:
-                got = worker.call(_ANSWER, seconds=plan.question, frames=plan.frames, seed=seed)
-            else:
-                got = worker.call(_HEAR, seconds=plan.recording, tokens=tokens, seed=seed)
-            return got
-
-        cases = {what: {"what": what, "seed": 0} for what in (_ANSWER, _HEAR)}
-        found = bench.interleave({OURS: work}, cases, rounds=plan.rounds, progress=progress)
+        sides = {OURS: _working(worker, plan)}
+        if theirs is not None:
+            sides[PEER] = _working(theirs, plan, told=True)
+        cases = {what: {"what": what} for what in (_ANSWER, _HEAR)}
+        found = bench.interleave(sides, cases, rounds=plan.rounds, progress=progress)
+    official.check_prompts(found)
+    facts |= _early(plan, found)
     reading = Reading(**loaded["reading"])
     per_second = reading.per_second(
         n_text=config.interleaved_n_text,
@@ -246,26 +278,110 @@ def measure(plan: Plan, *, progress: Progress | None = None) -> AudioBench:
     )
 
 
+def _checkpoint(plan: Plan, kept: Path, quantize: str) -> Path:
+    """The folder of random weights in that form; written unless it is there."""
+    folder = kept.resolve() / f"speech-{plan.shapes}-{quantize}"
+    if not (folder / "config.json").is_file():
+        write_checkpoint(SHAPES[plan.shapes], folder, quantize=quantize)
+    return folder
+
+
+def _working(worker: bench.Worker, plan: Plan, *, told: bool = False) -> Working:
+    """How a side does a case, on other noise each time: nothing shall be remembered.
+
+    Args:
+        worker: The side.
+        plan: What is asked.
+        told: Whether the side must be told the system prompts.
+    """
+    asked: dict[str, dict[str, Any]] = {
+        _ANSWER: {"seconds": plan.question, "frames": plan.frames},
+        _HEAR: {"seconds": plan.recording, "tokens": plan.tokens},
+    }
+    if told:
+        asked[_ANSWER]["system"], asked[_HEAR]["system"] = CONVERSATION, ASR
+    seeds = {what: count(1) for what in asked}
+
+    def work(case: Mapping[str, Any]) -> dict[str, float]:
+        what = case["what"]
+        return worker.call(what, **asked[what], seed=next(seeds[what]))
+
+    return work
+
+
+def _early(plan: Plan, found: Sequence[bench.Measurement]) -> dict[str, str]:
+    """A fact about sides that ended before they had done all; random weights may say anything."""
+    wanted = {_ANSWER: ("frames", plan.frames), _HEAR: ("tokens", plan.tokens)}
+    short = [
+        f"{one.side} after {one.values[key]:.0f} of {whole} {key}"
+        for one in found
+        for key, whole in [wanted[one.case]]
+        if one.values[key] < whole
+    ]
+    return {"ended early": ", ".join(short)} if short else {}
+
+
 def _rows(plan: Plan, found: Sequence[bench.Measurement]) -> list[Row]:
-    answers = [one.values for one in found if one.case == _ANSWER]
-    heard = [one.values for one in found if one.case == _HEAR]
-    peak = max(one.values["peak_bytes"] for one in found) / 2**20
+    compared = any(one.side == PEER for one in found)
+
+    def row(
+        what: str,
+        case: str,
+        value: Callable[[Mapping[str, float]], float],
+        *,
+        higher: bool = False,
+        shared: bool = True,
+        target: float | None = None,
+    ) -> Row:
+        """A quantity; whether more of it is better, and whether the peer can be asked for it."""
+        ours, theirs = (
+            [value(one.values) for one in found if one.case == case and one.side == side]
+            for side in ((OURS, PEER) if compared and shared else (OURS, ""))
+        )
+        better = (ours, theirs) if higher else (theirs, ours)
+        return Row(
+            what=what,
+            value=bench.spread(ours),
+            peer=bench.spread(theirs) if theirs else None,
+            ratio=bench.ratios(*better) if theirs else None,
+            target=target,
+        )
+
     return [
-        Row(
-            what="real-time factor of interleaved speech",
-            value=bench.spread([a["rest"] / a["rest_audio"] for a in answers]),
+        row(
+            "real-time factor of interleaved speech",
+            _ANSWER,
+            lambda a: a["rest"] / a["rest_audio"],
             target=_RTF_TARGET,
         ),
-        Row(
-            what="first audio after a question, s",
-            value=bench.spread([a["first_audio"] for a in answers]),
+        row(
+            "first audio after a question, s",
+            _ANSWER,
+            lambda a: a["first_audio"],
             target=_FIRST_TARGET,
         ),
-        Row(what="… of it hearing, s", value=bench.spread([a["encode"] for a in answers])),
-        Row(what="… of it prefill, s", value=bench.spread([a["prefill"] for a in answers])),
-        Row(
-            what="seconds transcribed per second",
-            value=bench.spread([plan.recording / h["seconds"] for h in heard]),
+        row("… of it hearing, s", _ANSWER, lambda a: a["encode"], shared=False),
+        row("… of it prefill, s", _ANSWER, lambda a: a["prefill"], shared=False),
+        row(
+            "seconds transcribed per second",
+            _HEAR,
+            lambda h: plan.recording / h["seconds"],
+            higher=True,
         ),
-        Row(what="peak memory, MiB", value=bench.spread([peak]), digits=0),
+        _memory(found),
     ]
+
+
+def _memory(found: Sequence[bench.Measurement]) -> Row:
+    """Peak resident memory of each process over the whole run, loading included."""
+    peaks: dict[str, float] = {}
+    for one in found:
+        peaks[one.side] = max(peaks.get(one.side, 0.0), one.values["peak_bytes"] / 2**20)
+    ours, peer = peaks[OURS], peaks.get(PEER)
+    return Row(
+        what="peak memory, MiB",
+        value=bench.spread([ours]),
+        peer=None if peer is None else bench.spread([peer]),
+        ratio=None if peer is None else bench.spread([peer / ours]),
+        digits=0,
+    )

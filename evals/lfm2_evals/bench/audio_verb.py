@@ -48,6 +48,21 @@ def audio_command(bar: Bar) -> click.Command:
         type=click.Path(file_okay=False, path_type=Path),
         help="Folder that keeps the random weights for the next run.  [default: none is kept]",
     )
+    @click.option(
+        "--peer-python",
+        metavar="PATH",
+        help="Interpreter to run the official package liquid-audio with, in bf16, in turns with "
+        "ours; it has torch, transformers, accelerate, einops, safetensors, sentencepiece and "
+        "librosa.  [default: ours alone]",
+    )
+    @click.option(
+        "--peer-wheel",
+        type=click.Path(path_type=Path),
+        metavar="FOLDER",
+        help="Folder with the unpacked wheel of liquid-audio: pip download --no-deps "
+        "--python-version 3.12 --only-binary=:all: liquid-audio==1.3.0, then python -m zipfile "
+        "-e WHEEL FOLDER.",
+    )
     @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
     @click.option("--out", type=click.Path(path_type=Path), help="Folder for report and JSON.")
     @click.option("-q", "--quiet", is_flag=True, help="Print nothing but results and errors.")
@@ -56,6 +71,7 @@ def audio_command(bar: Bar) -> click.Command:
 
         Random weights at the shapes of LFM2.5-Audio-1.5B; prints what the memory of this machine
         allows at best. Wants a quiet machine and, at 4 bits, 4 GB of memory and some minutes.
+        Beside liquid-audio it wants 3 GB of disk and 10 GB of memory, too.
         """
         _run(params, bar)
 
@@ -66,7 +82,8 @@ def _run(params: dict[str, Any], bar: Bar) -> None:
     from lfm2_evals.bench.audio import Plan, measure
     from lfm2_evals.report import write_files
 
-    names = ("rounds", "threads", "shapes", "quantize", "dtype", "frames", "keep")
+    names = ["rounds", "threads", "shapes", "quantize", "dtype", "frames", "keep"]
+    names += ["peer_python", "peer_wheel"]
     with bar("answers and recordings", quiet=params["quiet"]) as progress:
         result = measure(Plan(**{name: params[name] for name in names}), progress=progress)
     text = result.markdown()

@@ -81,7 +81,7 @@ SHAPES: Mapping[str, SpeechShapes] = {
             backbone=_backbone(128, 192, 8, ("conv", "full_attention", "conv"), 2048),
             depthformer=DepthformerConfig(layers=2, dim=64),
         ),
-        codec=_backbone(128, 192, 8, ("conv", "full_attention")),
+        codec=_backbone(512, 192, 16, ("conv", "full_attention")),  # liquid-audio takes no other
     ),
 }
 """`1.5b` is LFM2.5-Audio-1.5B; `tiny` tries the benchmark itself out."""

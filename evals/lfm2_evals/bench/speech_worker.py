@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -100,6 +101,8 @@ class Speech:
             "prefill": done.timings.prefill,
             "first_token": done.timings.first_token,
             "cached": done.usage.cached_tokens,
+            "frames": done.usage.audio_frames,
+            "prompt_tokens": done.usage.prompt_tokens,
         }
 
     def hear(self, seconds: float, tokens: int, seed: int) -> dict[str, float]:
@@ -131,6 +134,7 @@ class Speech:
         return {
             "seconds": time.perf_counter() - began,
             "tokens": done.usage.completion_tokens,
+            "prompt_tokens": done.usage.prompt_tokens,
             "encode": done.timings.encode,
             "prefill": done.timings.prefill,
         }
@@ -157,17 +161,28 @@ def bandwidth(size: int = 2**28, rounds: int = 5) -> float:
     return best
 
 
-def serve(side: Any, requests: TextIO, answers: TextIO) -> None:
-    """Answer requests until there are no more; a failure is an answer, too."""
-    from lfm2_evals.bench.workers import peak_bytes
+def serve(
+    side: Any, requests: TextIO, answers: TextIO, peak: Callable[[], int] | None = None
+) -> None:
+    """Answer requests until there are no more; a failure is an answer, too.
 
+    Args:
+        side: What has a method for each request.
+        requests: One JSON object a line.
+        answers: One JSON object a line.
+        peak: Tells the peak memory; None asks `workers`, which needs this package.
+    """
+    if peak is None:
+        from lfm2_evals.bench.workers import peak_bytes
+
+        peak = peak_bytes
     for line in requests:
         request = json.loads(line)
         verb = request.pop("do")
         try:
             if verb not in ("load", "answer", "hear"):
                 raise ValueError(f"there is no request {verb!r}")
-            answer: dict[str, Any] = {**getattr(side, verb)(**request), "peak_bytes": peak_bytes()}
+            answer: dict[str, Any] = {**getattr(side, verb)(**request), "peak_bytes": peak()}
         except Exception as error:
             answer = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:500]}
         answers.write(json.dumps(answer) + "\n")

@@ -10,6 +10,12 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#if defined(__linux__) && defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
+#if defined(__APPLE__) && defined(__aarch64__)
+#include <sys/sysctl.h>
+#endif
 #if !defined(_WIN32)
 #include <sched.h>
 #endif
@@ -24,7 +30,7 @@ static constexpr int kInterface = 1;
 namespace {
 
 struct Features {
-    bool avx2 = false, avx512 = false, amx = false;
+    bool avx2 = false, avx512 = false, amx = false, neon = false;
 };
 
 #if defined(__x86_64__)
@@ -43,6 +49,22 @@ bool amx_granted() {
 }
 #endif
 
+#if defined(__aarch64__)
+// Products of four bytes in one instruction: an extension of version 8.2, part of 8.4.
+bool dot_products() {
+#if defined(__linux__)
+    constexpr unsigned long kDotProducts = 1ul << 20;  // HWCAP_ASIMDDP
+    return getauxval(AT_HWCAP) & kDotProducts;
+#elif defined(__APPLE__)
+    int present = 0;
+    size_t size = sizeof present;
+    return !sysctlbyname("hw.optional.arm.FEAT_DotProd", &present, &size, nullptr, 0) && present;
+#else
+    return false;
+#endif
+}
+#endif
+
 Features look() {
     Features found;
 #if defined(__x86_64__)
@@ -54,6 +76,8 @@ Features look() {
                    __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
     found.amx = found.avx512 && __builtin_cpu_supports("avx512bf16") && amx_granted();
+#elif defined(__aarch64__)
+    found.neon = dot_products();
 #endif
     return found;
 }
@@ -63,9 +87,16 @@ const Features &features() {
     return found;
 }
 
-int best() {
+int paths() {
     const Features &found = features();
-    return found.amx ? LFM2_AMX : found.avx512 ? LFM2_AVX512 : found.avx2 ? LFM2_AVX2 : LFM2_PLAIN;
+    return 1 << LFM2_PLAIN | found.avx2 << LFM2_AVX2 | found.avx512 << LFM2_AVX512 | found.amx << LFM2_AMX |
+           found.neon << LFM2_NEON;
+}
+
+int best() {
+    int path = LFM2_NEON;
+    while (!(paths() >> path & 1)) --path;
+    return path;
 }
 
 std::atomic<int> wanted{-1};
@@ -73,8 +104,9 @@ std::atomic<int> wanted{-1};
 }  // namespace
 
 int lfm2_path() {
-    const int asked = wanted.load(std::memory_order_relaxed), most = best();
-    return asked < 0 || asked > most ? most : asked;
+    const int asked = wanted.load(std::memory_order_relaxed);
+    const bool there = asked >= LFM2_PLAIN && asked <= LFM2_NEON && (paths() >> asked & 1);
+    return there ? asked : best();
 }
 
 int lfm2_thread() {
@@ -105,6 +137,8 @@ void lfm2_barrier::wait(int threads) {
         if (turn < 1024) {
 #if defined(__x86_64__)
             _mm_pause();
+#elif defined(__aarch64__)
+            __asm__ volatile("yield");
 #endif
         } else {
             sched_yield();
@@ -115,7 +149,7 @@ void lfm2_barrier::wait(int threads) {
 LFM2_EXPORT int lfm2_interface() { return kInterface; }
 
 // The paths that this CPU can run, as bits: 1 << path.
-LFM2_EXPORT int lfm2_paths() { return (2 << best()) - 1; }
+LFM2_EXPORT int lfm2_paths() { return paths(); }
 
 // Ask for a path, or for the best one with -1; returns the path then in force.
 LFM2_EXPORT int lfm2_choose(int path) {

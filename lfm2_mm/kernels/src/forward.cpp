@@ -9,15 +9,6 @@
 
 namespace {
 
-const lfm2_forward_path &chosen_path() {
-#if defined(__x86_64__)
-    const int path = lfm2_path();
-    if (path >= LFM2_AVX512) return lfm2_forward_avx512();
-    if (path >= LFM2_AVX2) return lfm2_forward_avx2();
-#endif
-    return lfm2_forward_plain();
-}
-
 struct Worker {
     const Call &call;
     const Shared &shared;
@@ -422,7 +413,7 @@ LFM2_EXPORT int lfm2_forward(const lfm2_model *model, float *x, int64_t n, const
     const int64_t d = filled(m.d, 128), deep = filled(larger(larger(m.d, m.f), m.heads * m.e), 128);
     const bool tiles = amx && n >= kAmxRows;
     const int64_t pads = amx && n * m.top >= 16 * m.n_experts ? 32 * m.n_experts : 0;
-    const Call call{m, x, n, sequences, n_sequences, bf16 != 0, resume, lfm2_linear_chosen(), chosen_path(),
+    const Call call{m, x, n, sequences, n_sequences, bf16 != 0, resume, lfm2_linear_chosen(), lfm2_forward_chosen(),
                     amx, tiles, n > kFew, n == n_sequences, mixed_groups, slots, d, deep,
                     m.n_experts ? larger(n, n * m.top + pads) : n};
     Carver sum{nullptr};

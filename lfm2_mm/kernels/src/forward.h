@@ -91,6 +91,8 @@ struct lfm2_forward_path {
 const lfm2_forward_path &lfm2_forward_plain();
 const lfm2_forward_path &lfm2_forward_avx2();
 const lfm2_forward_path &lfm2_forward_avx512();
+const lfm2_forward_path &lfm2_forward_neon();
+const lfm2_forward_path &lfm2_forward_chosen();
 
 // Bytes of `room` for `attend_rows` of any path, given the most keys of a view.
 inline int64_t lfm2_attend_room(int64_t keys, int64_t e) {

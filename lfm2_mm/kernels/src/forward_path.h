@@ -1,5 +1,5 @@
-// The body of forward_plain.cpp, forward_avx2.cpp and forward_avx512.cpp: one text, which the compiler
-// turns into vectors for the instruction set that each file's flags name.
+// The body of forward_plain.cpp, forward_avx2.cpp, forward_avx512.cpp and forward_neon.cpp: one text,
+// which the compiler turns into vectors for the instruction set that each file's flags name.
 #include "forward.h"
 
 #if defined(__AVX512F__)
@@ -137,6 +137,34 @@ inline Floats load(const uint16_t *from) {
 #endif
 }
 
+// Vectors of which many are summed at once.
+#if defined(__aarch64__)  // GCC 12 keeps arrays of those that are wider than a register in memory
+constexpr int kSums = 4;
+typedef Quarter Sums;
+typedef uint32_t QuarterWords __attribute__((vector_size(kWide)));
+typedef uint16_t QuarterHalves __attribute__((vector_size(kWide / 2)));
+
+inline Sums load_sums(const float *from) {
+    Sums value;
+    __builtin_memcpy(&value, from, sizeof value);
+    return value;
+}
+
+inline Sums load_sums(const uint16_t *from) {
+    QuarterHalves halves;
+    __builtin_memcpy(&halves, from, sizeof halves);
+    return (Sums)(__builtin_convertvector(halves, QuarterWords) << 16);
+}
+#else
+constexpr int kSums = kWide;
+typedef Floats Sums;
+
+template <class T>
+inline Sums load_sums(const T *from) {
+    return load(from);
+}
+#endif
+
 inline float sum_of(Floats value) {
     Quarter part[4];
     __builtin_memcpy(part, &value, sizeof value);
@@ -169,10 +197,10 @@ inline void score(const float *q, int64_t e, const T *keys, int64_t count, float
 template <int E, class T>
 inline void weigh(const float *scores, int64_t e, const T *values, int64_t count, float shrink, float *out) {
     if constexpr (E > 0) {
-        Floats total[E / kWide];
-        for (int i = 0; i < E / kWide; ++i) total[i] = load(out + kWide * i) * shrink;
+        Sums total[E / kSums];
+        for (int i = 0; i < E / kSums; ++i) total[i] = load_sums(out + kSums * i) * shrink;
         for (int64_t t = 0; t < count; ++t, values += E)
-            for (int i = 0; i < E / kWide; ++i) total[i] += scores[t] * load(values + kWide * i);
+            for (int i = 0; i < E / kSums; ++i) total[i] += scores[t] * load_sums(values + kSums * i);
         __builtin_memcpy(out, total, sizeof total);
     } else {
         for (int64_t i = 0; i < e; ++i) out[i] *= shrink;
@@ -233,7 +261,7 @@ void attend(const float *q, int64_t heads, int64_t e, const void *keys, const vo
         attend_kept<float>(q, heads, e, keys, values, length, out);
 }
 
-// Many rows: 32 queries at a time lie side by side in two vectors, so that nothing is summed across
+// Many rows: 32 queries at a time lie side by side in vectors, so that nothing is summed across
 // a vector; keys and values come one number at a time, and serve both.
 constexpr int64_t kRows = 32, kKeys = 64;
 #if defined(__AVX512F__)
@@ -245,15 +273,15 @@ constexpr int kTall = 2;
 // c[a][32] (+)= sum over k of left[a * tall + k * deep] * right[k][32], for kTall numbers a.
 inline void outer(const float *left, int64_t tall, int64_t deep, const float *right, int64_t steps,
                   bool add, float *c) {
-    Floats sum[kTall][2];
+    constexpr int kAcross = kRows / kSums;
+    Sums sum[kTall][kAcross];
     for (int a = 0; a < kTall; ++a)
-        for (int v = 0; v < 2; ++v) sum[a][v] = add ? load(c + a * kRows + kWide * v) : Floats{};
+        for (int v = 0; v < kAcross; ++v) sum[a][v] = add ? load_sums(c + a * kRows + kSums * v) : Sums{};
     for (int64_t k = 0; k < steps; ++k, right += kRows, left += deep) {
-        const Floats first = load(right), second = load(right + kWide);
-        for (int a = 0; a < kTall; ++a) {
-            sum[a][0] += first * left[a * tall];
-            sum[a][1] += second * left[a * tall];
-        }
+        Sums row[kAcross];
+        for (int v = 0; v < kAcross; ++v) row[v] = load_sums(right + kSums * v);
+        for (int a = 0; a < kTall; ++a)
+            for (int v = 0; v < kAcross; ++v) sum[a][v] += row[v] * left[a * tall];
     }
     __builtin_memcpy(c, sum, sizeof sum);
 }

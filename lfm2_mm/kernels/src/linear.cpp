@@ -129,6 +129,8 @@ const lfm2_linear_path &lfm2_linear_chosen() {
     const int path = lfm2_path();
     if (path >= LFM2_AVX512) return lfm2_linear_avx512();
     if (path >= LFM2_AVX2) return lfm2_linear_avx2();
+#elif defined(__aarch64__)
+    if (lfm2_path() == LFM2_NEON) return lfm2_linear_neon();
 #endif
     return lfm2_linear_plain();
 }

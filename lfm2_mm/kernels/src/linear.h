@@ -52,6 +52,7 @@ struct lfm2_linear_path {
 const lfm2_linear_path &lfm2_linear_plain();
 const lfm2_linear_path &lfm2_linear_avx2();
 const lfm2_linear_path &lfm2_linear_avx512();
+const lfm2_linear_path &lfm2_linear_neon();
 const lfm2_linear_path &lfm2_linear_chosen();
 
 // Many rows on AMX: weights become bf16 in blocks that stay in the cache, activations are not

@@ -6,10 +6,11 @@
 
 #define LFM2_EXPORT extern "C" __attribute__((visibility("default")))
 
-// The instruction sets that kernels exist for, each containing the ones before it on x86-64.
-enum lfm2_path_t : int { LFM2_PLAIN = 0, LFM2_AVX2 = 1, LFM2_AVX512 = 2, LFM2_AMX = 3 };
+// The instruction sets that kernels exist for. Those of x86-64 contain each other in this order;
+// NEON with dot products is the only one of aarch64.
+enum lfm2_path_t : int { LFM2_PLAIN = 0, LFM2_AVX2 = 1, LFM2_AVX512 = 2, LFM2_AMX = 3, LFM2_NEON = 4 };
 
-// The path in force: the best one that this CPU has, or the lower one that was asked for.
+// The path in force: the one that was asked for, or the best one where this CPU lacks that.
 int lfm2_path();
 
 int lfm2_thread();

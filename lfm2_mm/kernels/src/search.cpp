@@ -112,6 +112,8 @@ LFM2_EXPORT int lfm2_search_centroids(const uint8_t *scores, int64_t rows, const
     auto run = lfm2_table_plain;
 #if defined(__x86_64__)
     if (lfm2_path() >= LFM2_AVX2) run = lfm2_table_avx2;
+#elif defined(__aarch64__)
+    if (lfm2_path() == LFM2_NEON) run = lfm2_table_neon;
 #endif
     deal(count, threads, [&](int64_t first, int64_t last) { run(job, first, last); });
     return 0;
@@ -136,6 +138,8 @@ LFM2_EXPORT int lfm2_search_residuals(const int8_t *query, const float *constant
         run = lfm2_residuals_avx512;
     else if (path >= LFM2_AVX2)
         run = lfm2_residuals_avx2;
+#elif defined(__aarch64__)
+    if (lfm2_path() == LFM2_NEON) run = lfm2_residuals_neon;
 #endif
     deal(count, threads, [&](int64_t first, int64_t last) { run(job, first, last); });
     return 0;

@@ -57,10 +57,12 @@ struct lfm2_residuals {
 // Each scores the passages first .. last - 1.
 void lfm2_table_plain(const lfm2_table &, int64_t first, int64_t last);
 void lfm2_table_avx2(const lfm2_table &, int64_t first, int64_t last);
+void lfm2_table_neon(const lfm2_table &, int64_t first, int64_t last);
 void lfm2_residuals_plain(const lfm2_residuals &, int64_t first, int64_t last);
 void lfm2_residuals_avx2(const lfm2_residuals &, int64_t first, int64_t last);
 void lfm2_residuals_avx512(const lfm2_residuals &, int64_t first, int64_t last);
 void lfm2_residuals_amx(const lfm2_residuals &, int64_t first, int64_t last);
+void lfm2_residuals_neon(const lfm2_residuals &, int64_t first, int64_t last);
 
 namespace {
 

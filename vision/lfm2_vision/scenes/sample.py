@@ -240,7 +240,7 @@ def generate_scene(
             edge=rng.uniform(0.06, 0.12) if rng.random() < 0.2 else 0.0,
             second=fill[1] if fill[1:] else None,
             stripes=(rng.randint(2, 7), rng.uniform(0, 180)) if fill[1:] else (2, 0.0),
-            outline=blob(rng) if shapeless else None,
+            outline=blob(rng, colour) if shapeless else None,
         )
         for (shape, colour), fill, (cx, cy, r, angle) in zip(pairs, fills, circles, strict=True)
     )
