@@ -231,10 +231,10 @@ def measure(plan: Plan, *, progress: Progress | None = None) -> AudioBench:
             scratch = tempfile.TemporaryDirectory(prefix="lfm2-mm-bench-")
             kept = Path(stack.enter_context(scratch))
         folder = _checkpoint(plan, kept, plan.quantize)
-        theirs = None
+        theirs, said = None, ""
         if plan.peer_python is not None and plan.peer_wheel is not None:
             # first, for it takes most memory while it loads
-            theirs, facts[PEER] = official.start(
+            theirs, said = official.start(
                 stack,
                 plan.peer_python,
                 plan.peer_wheel,
@@ -255,6 +255,7 @@ def measure(plan: Plan, *, progress: Progress | None = None) -> AudioBench:
         facts["loading"] = f"{loaded['seconds']:.1f} s"
         sides = {OURS: _working(worker, plan)}
         if theirs is not None:
+            facts[PEER] = said
             sides[PEER] = _working(theirs, plan, told=True)
         cases = {what: {"what": what} for what in (_ANSWER, _HEAR)}
         found = bench.interleave(sides, cases, rounds=plan.rounds, progress=progress)
