@@ -318,7 +318,7 @@ def main() -> int:
         port = free_port()
         command = [sys.executable, "-m", "lfm2_mm", "serve", "--port", str(port), "-q"]
         command += ["--threads", str(given_.threads), "--index", f"notes={folder}/notes.idx"]
-        command += ["--cache-mb", "48"]  # full in the first fifth, so that what grows is a leak
+        command += ["--cache-mb", "8"]  # full in the first fifth, so that what grows is a leak
         environment = {"HF_HUB_OFFLINE": "1"}
         with ServerProcess("the server", command, port, environment, seconds=900) as server:
             base = f"http://127.0.0.1:{port}"

@@ -71,7 +71,7 @@ def audio_command(bar: Bar) -> click.Command:
 
         Random weights at the shapes of LFM2.5-Audio-1.5B; prints what the memory of this machine
         allows at best. Wants a quiet machine and, at 4 bits, 4 GB of memory and some minutes.
-        Beside liquid-audio it wants 3 GB of disk and 10 GB of memory, too.
+        Beside liquid-audio it wants 3 GB of disk and 8 GB of memory in all.
         """
         _run(params, bar)
 
