@@ -28,7 +28,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help abuse-server bench-serving test-node demo test check lock train-nano-vl train-nano-colbert train-nano-audio eval-nano-vl eval-nano-colbert eval-nano-audio test-interop test-browser check-kernels bench-peers bench-text bench-audio bench-retrieval crash-index clean
+.PHONY: help abuse-server bench-serving test-node demo test check lock train-nano-vl train-nano-colbert train-nano-audio eval-nano-vl eval-nano-colbert eval-nano-audio test-interop test-browser check-kernels check-neon bench-peers bench-text bench-audio bench-retrieval crash-index clean
 
 help: ## print this list
 	@sed -n -E 's/^([a-z-]+):.*## (.*)/  make \1	\2/p' Makefile | expand -t 24
@@ -110,6 +110,9 @@ tests/browser/node_modules: tests/browser/package.json
 
 check-kernels: $(VENV)/.dev ## run the native kernels' tests with the sanitizers (minutes)
 	@$(BIN)/python tools/check_kernels.py
+
+check-neon: $(VENV)/.dev ## compare the kernels for ARM under an emulator (needs g++-aarch64-linux-gnu and qemu-user; minutes)
+	@$(BIN)/python tools/check_kernels.py --neon
 
 bench-text: $(VENV)/.run $(LLAMA)/.installed ## tokens a second beside transformers and llama.cpp, interleaved (wants a quiet machine)
 	@$(BIN)/lfm2-mm bench text --llama-python $(LLAMA)/bin/python $(BENCH_ARGS)

@@ -118,7 +118,7 @@ def more(steps: int = MORE_STEPS, seed: int = 20261122) -> Recipe:
             varied=0.75,
             dropped=0.1,
             split=0.1,
-            favoured={"ar": 3.0, "ja": 2.5, "ko": 1.5},
+            favoured={"ar": 2.5, "ja": 2.0, "ko": 1.5},
         ),
         scale=3.7,
     )
