@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["QUESTIONS", "documents", "questions", "run"]
 
 QUESTIONS = (
-    "What must a cat never eat?",
+    "How hot should the water for green tea be?",
     "Wasser sparen im Garten",
     "图书馆借书",
     "炊飯器でお粥を炊く",

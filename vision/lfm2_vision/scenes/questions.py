@@ -11,7 +11,7 @@ from random import Random
 from typing import Literal
 
 from .wordings import PLACES, article, plural, word
-from .world import HELD_OUT_PAIRS, Pair, Scene, Thing, allowed_pairs
+from .world import Pair, Scene, Thing, allowed_pairs
 
 __all__ = [
     "CORE_KINDS",
@@ -281,26 +281,12 @@ def _choose_count(scene: Scene, rng: Random) -> _Fact:
     options: dict[tuple[str, str], list[_Fact]] = {}
     weights: list[float] = []
     for fact in _counts(scene):
-        if scene.split == "train" and _misleads(scene, fact):
-            continue
         form = "pair" if len(fact.args) == 2 else next(iter(fact.args)) if fact.args else "all"
         options.setdefault((form, fact.answer), []).append(fact)
     for form, answer in options:
         weights.append(_COUNT_WEIGHTS[form][int(answer)])
     chosen = rng.choices(list(options), weights)[0]
     return rng.choice(options[chosen])
-
-
-def _misleads(scene: Scene, fact: _Fact) -> bool:
-    """Whether a count would teach that the colour of a thing rules out the shape, or the reverse.
-
-    Of blue things none is ever a circle in training, so who counts circles learns to pass over
-    what is blue. Fills and outlines without a name teach the opposite, and are asked about.
-    """
-    if not scene.colours or not scene.shapes or len(fact.args) != 1:
-        return False
-    shape, colour = fact.args.get("shape"), fact.args.get("colour")
-    return any((shape or t.shape, colour or t.colour) in HELD_OUT_PAIRS for t in scene.things)
 
 
 def _names(scene: Scene, thing: Thing) -> list[tuple[str | None, str | None]]:
