@@ -164,7 +164,7 @@ def test_what_follows_an_answer_is_laid_out_as_in_a_conversation(rounds: int | N
         first, talk = first.cut(rounds), talk.cut(rounds * N_AUDIO)
     second = answered("say cat cat cat", "cat cat cat", None)
     made = collate([joined([first, second])], width=160, books=4)
-    asked = talk.user("say cat cat cat").to_prompt(model)  # type: ignore[arg-type]
+    asked = talk.user("say cat cat cat").to_prompt(model)
     until = len(asked.ids)
     framed = made.framed[0, :until]
     assert (
