@@ -5,7 +5,6 @@ Knows what a scene may contain and how likely; neither how it is drawn nor what 
 
 from __future__ import annotations
 
-import colorsys
 import hashlib
 import math
 from collections.abc import Mapping
@@ -17,17 +16,16 @@ from PIL import Image
 from lfm2_mm.errors import SettingError
 
 from .draw import render, sign_extent
+from .fills import any_fill, mean, named_rgb
 from .questions import QA, for_evaluation, pick
 from .world import (
     ALL_COLOURS,
     ALL_SHAPES,
-    ANCHORS,
     COLOURS,
     CORE_SHAPES,
     GROUND_KINDS,
     HELD_OUT_PAIRS,
     HELD_OUT_WORDS,
-    JITTER,
     REACH,
     UNNAMED,
     WORDS,
@@ -207,13 +205,13 @@ def generate_scene(
     pairs = _pairs(rng, profile, split)
     free = profile.any_colour > 0 and rng.random() < profile.any_colour
     if free:
-        fills = [_any_fill(rng, shape, profile.striped) for shape, _ in pairs]
+        fills = [any_fill(rng, shape, profile.striped) for shape, _ in pairs]
         pairs = [
-            (shape, nearest_colour(_mean(fill)))
+            (shape, nearest_colour(mean(fill)))
             for (shape, _), fill in zip(pairs, fills, strict=True)
         ]
     else:
-        fills = [[_rgb(rng, colour)] for _, colour in pairs]
+        fills = [[named_rgb(rng, colour)] for _, colour in pairs]
     shapeless = not free and profile.any_shape > 0 and rng.random() < profile.any_shape
     if shapeless:
         pairs = [(UNNAMED, colour) for _, colour in pairs]
@@ -301,45 +299,6 @@ def _pairs(rng: Random, profile: Profile, split: Split) -> list[Pair]:
         rng.shuffle(pairs)
         if not with_unseen or any(p in HELD_OUT_PAIRS for p in pairs):
             return pairs
-
-
-def _rgb(rng: Random, colour: str) -> Rgb:
-    """A random mixture of the colour's anchors, then jitter."""
-    shares = [rng.expovariate(1.0) for _ in ANCHORS[colour]]
-    total = sum(shares)
-    channels = [
-        round(
-            sum(s * anchor[c] for s, anchor in zip(shares, ANCHORS[colour], strict=True)) / total
-            + rng.uniform(-JITTER, JITTER)
-        )
-        for c in range(3)
-    ]
-    red, green, blue = (min(255, max(0, value)) for value in channels)
-    return red, green, blue
-
-
-def _any_fill(rng: Random, shape: str, striped: float) -> list[Rgb]:
-    """One colour, or two that differ; their mean is nearest to none withheld from the shape."""
-    two = striped > 0 and rng.random() < striped
-    while True:
-        fill = [_any_rgb(rng) for _ in range(1 + two)]
-        if two and not visibly_different(*fill):
-            continue
-        if (shape, nearest_colour(_mean(fill))) not in HELD_OUT_PAIRS:
-            return fill
-
-
-def _any_rgb(rng: Random) -> Rgb:
-    """Any colour, every second one vivid."""
-    if rng.random() < 0.5:
-        return rng.randrange(256), rng.randrange(256), rng.randrange(256)
-    vivid = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.7, 1.0), rng.uniform(0.4, 1.0))
-    return round(255 * vivid[0]), round(255 * vivid[1]), round(255 * vivid[2])
-
-
-def _mean(fill: list[Rgb]) -> Rgb:
-    red, green, blue = (sum(channel) // len(fill) for channel in zip(*fill, strict=True))
-    return red, green, blue
 
 
 def _place(
