@@ -119,7 +119,12 @@ class _Patience:
     @property
     def waiting(self) -> int:
         """Bytes that are not read."""
-        return 0 if self._gone else self._transport.get_write_buffer_size()
+        if self._gone:
+            return 0
+        try:
+            return self._transport.get_write_buffer_size()
+        except AttributeError:  # a closed TLS transport of asyncio has let go of its protocol
+            return 0
 
     def end(self) -> None:
         """It is read."""

@@ -161,3 +161,18 @@ def test_reading_something_is_enough(read: int, aborted: bool) -> None:
 
     asyncio.run(work())
     assert transport.aborted is aborted
+
+
+def test_a_closed_tls_connection_waits_for_nobody() -> None:
+    """Its transport in asyncio has no protocol left that it could ask."""
+
+    async def work() -> int:
+        transport = asyncio.sslproto._SSLProtocolTransport(  # type: ignore[attr-defined]
+            asyncio.get_running_loop(), None
+        )
+        transport._closed = True
+        patience = _Patience(transport, 0.05)
+        patience.last()
+        return patience.waiting
+
+    assert asyncio.run(work()) == 0
