@@ -45,6 +45,7 @@ __all__ = [
     "codec",
     "data",
     "files",
+    "foreign_accents",
     "sound_classes",
     "spoken_recordings",
     "tokenizer",
@@ -162,6 +163,11 @@ def assistant(folder: Path, *, say: Callable[[str], None] = print) -> tuple[Reco
     return tuple(made)
 
 
+def foreign_accents() -> dict[str, str]:
+    """The accent of espeak-ng that says each foreign number as its speakers do."""
+    return {word: _NATIVE[name] for name, numbers in NUMBERS.items() for word in numbers}
+
+
 def spoken_recordings(
     folder: Path, *, say: Callable[[str], None] = print
 ) -> list[tuple[Recordings, str]]:
@@ -169,8 +175,7 @@ def spoken_recordings(
 
     At the codec's rate.
     """
-    native = {word: _NATIVE[name] for name, numbers in NUMBERS.items() for word in numbers}
-    utterances = []
+    native, utterances = foreign_accents(), []
     for word in answer_words():
         accent = native.get(word, ASSISTANT.accent)
         utterances.append(

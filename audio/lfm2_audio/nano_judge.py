@@ -25,11 +25,19 @@ from lfm2_audio.conformer import BatchNorm, Conformer
 from lfm2_audio.griffin_lim import GriffinLimConfig
 from lfm2_audio.losses import collapsed, row_loss
 from lfm2_audio.nano import initialise
-from lfm2_audio.nano_data import MEL, analyse, data, sound_classes, spoken_recordings, tokenizer
+from lfm2_audio.nano_data import (
+    MEL,
+    analyse,
+    data,
+    foreign_accents,
+    sound_classes,
+    spoken_recordings,
+    tokenizer,
+)
 from lfm2_audio.quick import equal_rows
 from lfm2_audio.speech.augment import Augmentation
 from lfm2_audio.speech.manifest import Utterance, record
-from lfm2_audio.speech.questions import NUMBERS, answer_words
+from lfm2_audio.speech.questions import answer_words
 from lfm2_audio.speech.sentences import lexicon, stream
 from lfm2_audio.speech.synthesis import RATE, phonemes, resampled, synthesise
 from lfm2_audio.speech.voices import Voice, voice
@@ -80,7 +88,6 @@ _SHORTEST = 0.1  # seconds that can hold a word
 _OWN = 3  # times that the assistant's own recordings are among the words
 _LETTERS = 4  # times that letters are: they are short, and spelled ones much alike
 _VOICES_EACH = 4  # in which words of answers are recorded
-_NATIVE = {"german": "de", "french": "fr-fr", "spanish": "es"}
 _VARIANTS = frozenset(
     "f1 f3 f4 f5 Alex Andrea Andy aunty belinda caleb linda Lee shelby steph steph3 anika grandma "
     "quincy klatt klatt4".split()
@@ -223,8 +230,8 @@ class Chosen:
 
 def lessons(folder: Path, *, say: Callable[[str], None] = print) -> SpeechEncoder:
     """Words in the voices that it learns from."""
-    native = {word: _NATIVE[name] for name, numbers in NUMBERS.items() for word in numbers}
-    made, index = [], 0
+    native, index = foreign_accents(), 0
+    made = []
     for word in answer_words():
         for _ in range(_VOICES_EACH):
             who = voice(stream("judge", SEED, index))

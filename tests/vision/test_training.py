@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from lfm2_mm.errors import SettingError
 from lfm2_mm.locate import locate
 from lfm2_mm.train.objectives import IGNORE
-from lfm2_vision import nano
+from lfm2_vision import nano, nano_recipe
 from lfm2_vision.losses import Auxiliary, counting_loss, lift_words
 from lfm2_vision.pointing import counted_things, named_things
 from lfm2_vision.scenes import (
@@ -33,7 +33,8 @@ from lfm2_vision.scenes import (
     label_map,
     render,
 )
-from lfm2_vision.scenes.world import ANCHORS, OUTLINES, REACH, nearest_colour, nearest_shape, radii
+from lfm2_vision.scenes.outlines import nearest_shape, radii
+from lfm2_vision.scenes.world import ANCHORS, OUTLINES, REACH, nearest_colour
 from lfm2_vision.training import SceneEncoder
 from lfm2_vision.unseen import level_loss, unseen_pairs
 
@@ -414,8 +415,13 @@ def test_where_everything_is_shown_nobody_is_asked_whether_it_is(free: float) ->
 
 def test_repeated_scenes_have_more_of_a_kind() -> None:
     tokenizer = nano.tokenizer_files()["tokenizer.json"]
-    plan = replace(nano.recipe_more(100), weights=(("count", 1.0),), questions=6)
-    wide, narrow = (nano.Batches(replace(plan, repeated=share), tokenizer) for share in (0.0, 1.0))
+    plan = replace(
+        nano_recipe.recipe_more(100), weights=(("count", 1.0),), questions=6, exchanged=0.0
+    )
+    wide, narrow = (
+        nano_recipe.Batches(replace(plan, repeated=share), tokenizer, nano.IMAGES)
+        for share in (0.0, 1.0)
+    )
     steps = [step for step in range(40, 52) if step % 8]  # no tiled ones, which take long
     most = [
         sum(int((data[step].counted_number >= 3).sum()) for step in steps)

@@ -151,18 +151,9 @@ void blocks(const lfm2_weight &w, const lfm2_rows &x, int64_t first, int64_t las
     }
 }
 
-void multiply(const lfm2_weight &w, const lfm2_rows &x, int64_t first, int64_t last, void *out,
-              int64_t stride, bool bf16) {
-    const bool minimum = w.minimums != nullptr;
-    if (w.per_row) return blocks<8, 64, true, false>(w, x, first, last, out, stride, bf16);
-    if (w.bits == 8) return blocks<8, 32, false, false>(w, x, first, last, out, stride, bf16);
-    if (w.group == 32 && minimum) return blocks<4, 32, false, true>(w, x, first, last, out, stride, bf16);
-    if (w.group == 32) return blocks<4, 32, false, false>(w, x, first, last, out, stride, bf16);
-    if (minimum) return blocks<4, 128, false, true>(w, x, first, last, out, stride, bf16);
-    return blocks<4, 128, false, false>(w, x, first, last, out, stride, bf16);
-}
-
 }  // namespace
+
+#include "linear_schemes.h"
 
 const lfm2_linear_path &lfm2_linear_neon() {
     static const lfm2_linear_path path = {quantize, multiply};

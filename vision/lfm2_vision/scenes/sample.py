@@ -17,6 +17,7 @@ from lfm2_mm.errors import SettingError
 
 from .draw import render, sign_extent
 from .fills import any_fill, mean, named_rgb
+from .outlines import blob
 from .questions import QA, for_evaluation, pick
 from .world import (
     ALL_COLOURS,
@@ -37,7 +38,6 @@ from .world import (
     Split,
     Thing,
     allowed_pairs,
-    blob,
     nearest_colour,
     visibly_different,
 )
