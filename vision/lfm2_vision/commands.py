@@ -177,16 +177,16 @@ def train_nano_vl(
     Raises:
         InputError: if the folder's run has another length or seed.
     """
-    from lfm2_vision import nano
+    from lfm2_vision import nano, nano_recipe
 
     length, chosen = begin_run(
         folder,
         steps=steps,
         seed=seed,
         fresh=fresh,
-        length=nano.MORE_STEPS if more else nano.STEPS,
+        length=nano_recipe.MORE_STEPS if more else nano_recipe.STEPS,
     )
-    make = nano.recipe_more if more else nano.recipe
+    make = nano_recipe.recipe_more if more else nano_recipe.recipe
     plan = make(length) if chosen is None else make(length, chosen)
     start = nano.embedded() if more else None
     note_run(folder, steps=length, seed=plan.seed)

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lfm2_mm.train.objectives import IGNORE, next_token_loss
+from lfm2_vision.factors import Factors
 from lfm2_vision.model import VisionLanguageModel
 from lfm2_vision.quick import Quick
 from lfm2_vision.scenes import ALL_COLOURS, ALL_SHAPES
@@ -47,6 +48,7 @@ class Auxiliary(nn.Module):
         self.asked_side = nn.Linear(connector_size, len(SIDES_ASKED))
         self.counted = nn.Linear(connector_size, 6)
         self.counted_last = nn.Linear(connector_size, 6)
+        self.factors = Factors(connector_size, len(ALL_SHAPES), len(ALL_COLOURS))
 
     def seen(
         self, rows: Float[Tensor, "n c"], cells: Float[Tensor, "m d"], batch: SceneBatch
@@ -70,6 +72,7 @@ class Auxiliary(nn.Module):
             0.2 * _level(raw_patch[things], batch.patch_shape[things], batch.patch_colour[things]),
             0.2 * _level(raw_cell[shared], shown, batch.cell_colour[shared]),
             2 * F.l1_loss(self.cell_place(cells).float(), batch.cell_place),
+            self.factors.loss(cells, batch.cell_share, batch.cell_shape, batch.cell_colour),
         ]
         told = patch[things][:, 1:].argmax(-1) + 1 == batch.patch_shape[things]
         found = cell[shared][:, 1:].argmax(-1) + 1 == shown
@@ -219,9 +222,15 @@ class Hidden(NamedTuple):
 
 
 def scene_hidden(
-    model: VisionLanguageModel, batch: SceneBatch, quick: Quick | None = None
+    model: VisionLanguageModel,
+    batch: SceneBatch,
+    quick: Quick | None = None,
+    factors: Factors | None = None,
 ) -> Hidden:
-    """One pass through all parts; `quick` is how, by default as written."""
+    """One pass through all parts; `quick` is how, by default as written.
+
+    With `factors` the backbone reads the rows as the batch's exchange leaves them.
+    """
     quick = quick or Quick(model.vision_tower, model.language_model, compiled=False)
     rows = quick.see(batch.patches, batch.shapes)
     cells = model.multi_modal_projector(rows, batch.shapes)
@@ -229,7 +238,12 @@ def scene_hidden(
     x = backbone.embed(batch.ids)
     if torch.is_autocast_enabled(x.device.type):  # the rows between blocks, too, in bf16
         x = x.to(torch.get_autocast_dtype(x.device.type))
-    x = x.index_copy(0, batch.image_positions, cells.to(x.dtype))
+    read = cells
+    if factors is not None and batch.exchange is not None:
+        read = factors.exchanged(
+            cells, batch.cell_share, batch.cell_shape, batch.cell_colour, batch.exchange
+        )
+    x = x.index_copy(0, batch.image_positions, read.to(x.dtype))
     attentions = [i for i, block in enumerate(backbone.layers) if block.is_attention]
     words, asked = attentions[0] + 1, attentions[:2][-1]
     states = quick.read(x, batch.mixing)
@@ -261,7 +275,7 @@ def scene_loss(
         cells = model.multi_modal_projector(rows, batch.shapes)
         extra, parts = auxiliary.seen(rows, cells, batch)
         return weight * extra, {"aux": float(extra.detach()), **parts}
-    hidden = scene_hidden(model, batch, quick)
+    hidden = scene_hidden(model, batch, quick, auxiliary.factors)
     spoken = next_token_loss(hidden.last, model.head_weight, batch.targets)
     extra, parts = auxiliary.seen(hidden.rows, hidden.cells, batch)
     pointed, more = auxiliary.named(hidden.words, hidden.asked, batch)

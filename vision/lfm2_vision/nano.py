@@ -1,8 +1,7 @@
-"""nano-vl: the shapes and the recipe of the embedded vision-language model.
+"""nano-vl: the shapes of the embedded vision-language model, and how a recipe makes it.
 
-`train` runs or resumes the recipe; `export` writes what was learnt in the official layout. Every
-batch is a pure function of (recipe, step). The model itself, the data and the trainer live
-elsewhere.
+`train` runs or resumes a recipe; `export` writes what was learnt in the official layout. The
+recipes, the model itself, the data and the trainer live elsewhere.
 """
 
 from __future__ import annotations
@@ -10,57 +9,33 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from lfm2_mm.config import BackboneConfig
 from lfm2_mm.locate import locate
 from lfm2_mm.saving import save_checkpoint
 from lfm2_mm.train.attention import plain_attention
-from lfm2_mm.train.trainer import Schedule, Trainer
+from lfm2_mm.train.trainer import Trainer
 from lfm2_vision.config import ConnectorConfig, TowerConfig
 from lfm2_vision.encoder import SelfAttention
 from lfm2_vision.image_config import ImageConfig
 from lfm2_vision.losses import Auxiliary, answered, scene_loss
 from lfm2_vision.model import VisionLanguageModel, config_dict
+from lfm2_vision.nano_recipe import Batches, Recipe
 from lfm2_vision.quick import Quick
-from lfm2_vision.scenes import (
-    ALL_COLOURS,
-    ALL_SHAPES,
-    COLOURS,
-    CORE,
-    CORE_SHAPES,
-    Profile,
-    build_tokenizer,
-    canvas,
-    generate,
-    stream,
-)
+from lfm2_vision.scenes import CORE, Profile, build_tokenizer, generate
 from lfm2_vision.tower_init import start_local
 from lfm2_vision.training import SceneBatch, SceneEncoder, image_token_id
 
-__all__ = [
-    "MORE_STEPS",
-    "STEPS",
-    "Recipe",
-    "Stage",
-    "build",
-    "embedded",
-    "export",
-    "held_out_scores",
-    "recipe",
-    "recipe_more",
-    "train",
-]
+__all__ = ["build", "embedded", "export", "held_out_scores", "train"]
 
 TOWER = TowerConfig(hidden_size=128, ffn_size=384, n_layers=6, n_heads=4, patch_size=8, grid=16)
 CONNECTOR = ConnectorConfig(hidden_size=256, layer_norm=False)
@@ -86,144 +61,6 @@ IMAGES = ImageConfig(
     max_image_tokens=128,
     max_pixels_tolerance=7.875,
 )
-NEAR = Profile(canvas=(128, 320), max_aspect=4.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A stretch of the recipe.
-
-    Attributes:
-        until: Step at which it ends.
-        profiles: What scenes contain, each with its share.
-        batch: Pictures per step.
-        tiled_every: One step in so many uses tiled pictures (of large canvases); 0 for none.
-        auxiliary: Weight of the auxiliary losses.
-        text: Whether the backbone runs at all; without it only tower and connector learn, from
-            the auxiliary losses, at half the cost.
-    """
-
-    until: int
-    profiles: tuple[tuple[Profile, float], ...]
-    batch: int = 24
-    tiled_every: int = 0
-    auxiliary: float = 0.5
-    text: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Everything that decides what nano-vl becomes.
-
-    Attributes:
-        seed: Names the scenes.
-        schedule: Steps and rates.
-        stages: What is learnt when.
-        questions: About how many questions each picture comes with.
-        weights: How often each kind is asked, where not as usual.
-        repeated: Share of steps whose scenes know two colours or two shapes only, so that three and
-            more things have one in common.
-    """
-
-    seed: int
-    schedule: Schedule
-    stages: tuple[Stage, ...]
-    questions: int = 10
-    weights: tuple[tuple[str, float], ...] = ()
-    repeated: float = 0.0
-
-    def stage(self, step: int) -> Stage:
-        """The stage of a step; the last one stays."""
-        return next((s for s in self.stages if step < s.until), self.stages[-1])
-
-
-STEPS = 9000
-"""Length of the recipe from nothing. It was never run to its end: docs/LOG.md has the lineage."""
-MORE_STEPS = 7000
-"""Length of the recipe that goes on from the embedded weights."""
-
-_ALL = Profile(shapes=ALL_SHAPES, colours=ALL_COLOURS)
-_ALL_NEAR = replace(_ALL, canvas=NEAR.canvas, max_aspect=NEAR.max_aspect)
-_FEW = replace(_ALL_NEAR, shapes=CORE_SHAPES, things=(1, 3))
-_MIXED = (
-    (NEAR, 0.25),
-    (CORE, 0.2),
-    (_ALL, 0.2),
-    (_ALL_NEAR, 0.25),
-    (replace(_ALL_NEAR, sign_probability=0.5, small_probability=0.2), 0.1),
-)
-_FREE = replace(_ALL_NEAR, any_colour=1.0, striped=0.6)
-_BLOBS = replace(_ALL_NEAR, any_shape=1.0)
-_FREER = (
-    (NEAR, 0.1),
-    (replace(NEAR, things=(4, 5)), 0.12),
-    (CORE, 0.2),
-    (_ALL, 0.05),
-    (_ALL_NEAR, 0.1),
-    (replace(_FREE, shapes=CORE_SHAPES), 0.07),
-    (replace(_FREE, shapes=CORE_SHAPES, things=(4, 5)), 0.09),
-    (_FREE, 0.04),
-    (replace(_BLOBS, colours=COLOURS), 0.08),
-    (replace(_BLOBS, colours=COLOURS, things=(3, 5)), 0.1),
-    (replace(_ALL_NEAR, sign_probability=0.5, small_probability=0.2), 0.05),
-)
-
-
-def recipe(steps: int = STEPS, seed: int = 20261122) -> Recipe:
-    """The recipe from nothing, stretched to so many steps.
-
-    Shapes are learnt in all colours, of which the core domain names seven: a tower that sees the
-    core alone learns that a shape it never saw in blue cannot be blue. Four shapes come first:
-    with eight at once the tower stays near chance for long (docs/LOG.md).
-    """
-    four = replace(_ALL_NEAR, shapes=CORE_SHAPES)
-    one = replace(four, canvas=(128, 176), max_aspect=1.4, things=(1, 2))
-    return Recipe(
-        seed=seed,
-        schedule=Schedule(steps=steps, warmup=150, peak=1e-3),
-        stages=(
-            Stage(until=int(0.04 * steps), profiles=((one, 1.0),), auxiliary=1.0, text=False),
-            Stage(until=int(0.13 * steps), profiles=((four, 1.0),), auxiliary=1.0, text=False),
-            Stage(until=int(0.18 * steps), profiles=((_ALL_NEAR, 1.0),), auxiliary=1.0, text=False),
-            Stage(until=int(0.28 * steps), profiles=((_FEW, 0.6), (_ALL_NEAR, 0.4))),
-            Stage(until=int(0.8 * steps), profiles=_MIXED, tiled_every=8),
-            Stage(until=steps, profiles=_MIXED, tiled_every=5, auxiliary=0.25),
-        ),
-    )
-
-
-def recipe_more(steps: int = MORE_STEPS, seed: int = 20261124) -> Recipe:
-    """The recipe that goes on from the embedded weights: the tower first, then everything.
-
-    Things of any colour at all keep the tower from learning that some colour rules out a shape.
-    Few pictures a step: their rows stay in the processor's cache, which makes each cheaper.
-    """
-    return Recipe(
-        seed=seed,
-        schedule=Schedule(steps=steps, warmup=100, peak=6e-4),
-        questions=12,
-        repeated=0.5,
-        weights=(
-            ("shape", 4.0),
-            ("exist", 4.0),
-            ("count", 12.0),
-            ("relation", 3.0),
-            ("where", 1.0),
-            ("sign", 0.5),
-            ("describe", 0.25),
-        ),
-        stages=(
-            Stage(
-                until=int(0.1 * steps),
-                profiles=((_FREE, 0.45), (_BLOBS, 0.15), (_ALL_NEAR, 0.2), (NEAR, 0.2)),
-                batch=8,
-                auxiliary=1.0,
-                text=False,
-            ),
-            Stage(until=int(0.85 * steps), profiles=_FREER, batch=8, tiled_every=8, auxiliary=0.8),
-            Stage(until=steps, profiles=_FREER, batch=8, tiled_every=6, auxiliary=0.5),
-        ),
-    )
 
 
 @cache
@@ -261,52 +98,6 @@ def embedded() -> VisionLanguageModel:
     }
     model.load_state_dict({name: value.float() for name, value in state.items()})
     return model
-
-
-class Batches(Dataset[SceneBatch]):
-    """Step number to batch."""
-
-    def __init__(self, plan: Recipe, tokenizer: str) -> None:
-        self.plan, self._tokenizer = plan, tokenizer
-        self._encoder: SceneEncoder | None = None
-
-    def __len__(self) -> int:
-        return self.plan.schedule.steps
-
-    def __getitem__(self, step: int) -> SceneBatch:
-        if self._encoder is None:  # made in the worker process
-            torch.set_num_threads(1)
-            self._encoder = SceneEncoder(Tokenizer.from_str(self._tokenizer), IMAGES)
-        plan, stage = self.plan, self.plan.stage(step)
-        rng = stream(plan.seed, step, "train", "batch")
-        tiled = stage.tiled_every > 0 and step % stage.tiled_every == 0
-        profiles, weights = zip(*stage.profiles, strict=True)
-        profile: Profile = rng.choices(profiles, weights)[0]
-        if tiled:
-            profile = replace(profile, canvas=(400, 1024), max_aspect=2.5)
-        if rng.random() < plan.repeated:
-            profile = _narrowed(profile, rng)
-        # one canvas a step: views of equal size are attended to in one call
-        profile = replace(profile, size=canvas(rng, profile))
-        samples = [
-            generate(
-                plan.seed,
-                step * 64 + i,
-                profile=profile,
-                questions=plan.questions,
-                weights=dict(plan.weights),
-            )
-            for i in range(max(1, stage.batch // 6) if tiled else stage.batch)
-        ]
-        config = IMAGES if tiled else IMAGES.with_budget(max_tiles=1)
-        return self._encoder.batch(samples, config)
-
-
-def _narrowed(profile: Profile, rng: Random) -> Profile:
-    """A profile with two of its colours, or two of its shapes."""
-    if rng.random() < 0.5 and not profile.any_colour:
-        return replace(profile, colours=tuple(rng.sample(profile.colours, 2)))
-    return replace(profile, shapes=tuple(rng.sample(profile.shapes, 2)))
 
 
 def _unbatched(batch: Any) -> Any:
@@ -395,7 +186,7 @@ def train(
     trainer = Trainer(both, loss, plan.schedule, folder)
     if trainer.resume():
         say(f"resumed at step {trainer.step}")
-    data = Batches(plan, tokenizer_files()["tokenizer.json"])
+    data = Batches(plan, tokenizer_files()["tokenizer.json"], IMAGES)
     end = min(until or len(data), len(data))
     source = _stream(data, trainer.step, workers)
     while trainer.step < end:

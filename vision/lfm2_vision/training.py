@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lfm2_mm.train.objectives import IGNORE
 from lfm2_mm.train.packing import Branched
+from lfm2_vision.factors import Exchange
 from lfm2_vision.image_config import ImageConfig
 from lfm2_vision.patches import patchify, views
 from lfm2_vision.pointing import counted_things, named_things
@@ -86,6 +87,7 @@ class SceneBatch:
         shape_words: First token of each shape as an answer, in the order of `ALL_SHAPES`.
         kinds: Kind of each branch.
         branches: First token and length of each branch.
+        exchange: What the backbone reads in place of the things' shapes or colours, if anything.
     """
 
     patches: Tensor
@@ -115,6 +117,7 @@ class SceneBatch:
     shape_words: Tensor
     kinds: list[str] = field(default_factory=list)
     branches: list[tuple[int, int]] = field(default_factory=list)
+    exchange: Exchange | None = None
 
 
 def image_token_id(tokenizer: Tokenizer) -> int:

@@ -1,0 +1,64 @@
+"""Shape and colour as directions among rows, and steps that exchange one of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from tokenizers import Tokenizer
+
+from lfm2_mm.train.objectives import IGNORE
+from lfm2_vision import nano, nano_recipe
+from lfm2_vision.factors import Exchange, Factors
+from lfm2_vision.scenes import ALL_COLOURS, ALL_SHAPES
+
+
+def test_factors_are_told_apart_and_exchanged_one_at_a_time() -> None:
+    torch.manual_seed(0)
+    shapes, colours = 8, 12
+    factors = Factors(16, shapes, colours)
+    true_shape, true_colour = torch.randn(shapes, 16) * 9, torch.randn(colours, 16) * 9
+    shape = torch.randint(1, shapes + 1, (400,))
+    colour = torch.randint(1, colours + 1, (400,))
+    share = torch.rand(400)
+    rows = share[:, None] * (true_shape[shape - 1] + true_colour[colour - 1])
+    optimizer = torch.optim.Adam(factors.parameters(), lr=2e-2)
+    for _ in range(400):
+        optimizer.zero_grad()
+        torch.autograd.backward(factors.loss(rows, share, shape, colour))
+        optimizer.step()
+    assert factors.loss(rows, share, shape, colour) < 1e-5
+
+    to_first = torch.zeros(shapes, shapes)
+    to_first[:, 0] = 1
+    shape[:5] = IGNORE  # a shape without a name stays what it is
+    shape[5:10] = 0
+    with torch.no_grad():
+        out = factors.exchanged(rows, share, shape, colour, Exchange("shape", to_first))
+    wanted = share[:, None] * (true_shape[:1] + true_colour[colour - 1])
+    torch.testing.assert_close(out[10:], wanted[10:], atol=0.5, rtol=0)
+    assert torch.equal(out[:10], rows[:10])
+
+
+def test_exchanged_steps_ask_nothing_about_what_is_exchanged() -> None:
+    tokenizer = nano.tokenizer_files()["tokenizer.json"]
+    plan = replace(nano_recipe.recipe_more(100), exchanged=1.0)
+    data = nano_recipe.Batches(plan, tokenizer, nano.IMAGES)
+    tower_only = data[2]
+    assert tower_only.exchange is None
+    decoder, seen = Tokenizer.from_str(tokenizer), set()
+    for step in (step for step in range(20, 40) if step % 8):
+        batch = data[step]
+        if batch.exchange is None:
+            continue
+        factor = batch.exchange.factor
+        seen.add(factor)
+        assert set(batch.kinds) <= {"count", "exist"}
+        mixture = batch.exchange.mixture
+        torch.testing.assert_close(mixture.sum(1), torch.ones(len(mixture)))
+        names = ALL_SHAPES if factor == "shape" else ALL_COLOURS
+        assert len(mixture) == len(names)
+        for start, length in batch.branches:
+            words = decoder.decode(batch.ids[start : start + length].tolist()).lower()
+            assert not any(name in words for name in names), words
+    assert seen == {"shape", "colour"}
