@@ -6,6 +6,7 @@ import io
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -205,6 +206,13 @@ def test_rates_shares_and_ratios() -> None:
     assert "| decode | ours int4 / llama.cpp Q4_0 | 1.20 | 1.15, reached |" in report
     assert f"| ours int4 | 0.50 | 1024 | {needed / 1e6:.0f} |" in report
     assert json.dumps(found().to_dict())
+
+
+def test_a_mixture_of_experts_has_targets_of_its_own() -> None:
+    dense = found()
+    report = replace(dense, plan=replace(dense.plan, shapes="8b-a1b")).markdown()
+    assert "| decode | ours int4 / llama.cpp Q4_0 | 1.20 | 1.1, reached |" in report
+    assert "| prefill 512 | ours int4 / llama.cpp Q4_0 | 2.50 |  |" in report
 
 
 def test_plans_that_make_no_sense() -> None:
