@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lfm2_mm.backbone import Backbone
-from lfm2_mm.cache import SequenceCache, Snapshot
+from lfm2_mm.cache import KVCacheDtype, SequenceCache, Snapshot
 from lfm2_mm.chat import Prompt
 from lfm2_mm.constrain import compile_constraint
 from lfm2_mm.errors import ContextOverflow, InputError, Lfm2Error
@@ -51,6 +51,7 @@ class Engine:
         prefixes: Shared boundaries of earlier prompts.
         prefill_chunk: Most prompt rows in one step.
         max_running: Most sequences in one step; further requests wait.
+        kv_cache_dtype: How keys and values of requests to come are kept (see `SequenceCache`).
     """
 
     def __init__(
@@ -63,11 +64,13 @@ class Engine:
         prefixes: PrefixCache | None = None,
         prefill_chunk: int = 2048,
         max_running: int = 32,
+        kv_cache_dtype: KVCacheDtype = "auto",
     ) -> None:
         self.backbone, self.head, self.tokenizer = backbone, head, tokenizer
         self.features = features if features is not None else FeatureCache()
         self.prefixes = prefixes if prefixes is not None else PrefixCache()
         self.prefill_chunk, self.max_running = prefill_chunk, max_running
+        self.kv_cache_dtype: KVCacheDtype = kv_cache_dtype
         self._running: list[Running] = []
         self._waiting: deque[Running] = deque()
         self._packing = backbone.pack()
@@ -101,6 +104,7 @@ class Engine:
             capacity=n + min(room, 256),
             dtype=weight.dtype,
             device=weight.device,
+            kv_cache_dtype=self.kv_cache_dtype,
         )
         sequence = Running(
             request,

@@ -87,6 +87,7 @@ def load(
     threads: int | None = None,
     revision: str | None = None,
     quantize: str | None = None,
+    kv_cache_dtype: str | None = None,
     progress: Callable[[str], None] | None = None,
     **extra: Any,
 ) -> Any:
@@ -103,6 +104,9 @@ def load(
         quantize: "int4" or "int8" packs the weights while they are loaded, which takes seconds to
             minutes (`lfm2-mm quantize` keeps the result); "none" and None take them as they are.
             Packed models compute in fp32 unless `dtype` says otherwise.
+        kv_cache_dtype: "int8" keeps keys and values of earlier positions in bytes, a quarter of
+            fp32's memory; "auto" and None keep them in the dtype. Models that keep none, as
+            retrievers, take no notice.
         progress: Told the name of every weight that was packed.
         **extra: Options of the frontend that claims the checkpoint, for instance
             `max_image_tokens` and `max_tiles` of the vision frontend.
@@ -128,6 +132,7 @@ def load(
         dtype=wanted,
         threads=threads,
         quantize=quantize,
+        kv_cache_dtype=kv_cache_dtype,
     )
     found = locate(name if name is not None else resolved.model, revision=revision)
     checkpoint = _open(found)
@@ -143,9 +148,15 @@ def load(
         if frontend.claims(checkpoint):
             _check_options(extra, frontend.options, frontend.name)
             options = LoadOptions(device=where, dtype=dtype, extra=extra, quantize=recipe)
-            return frontend.load(checkpoint, options)
-    _check_options(extra, frozenset(), "text")
-    return text_model(checkpoint, LoadOptions(device=where, dtype=dtype, quantize=recipe))
+            model = frontend.load(checkpoint, options)
+            break
+    else:
+        _check_options(extra, frozenset(), "text")
+        model = text_model(checkpoint, LoadOptions(device=where, dtype=dtype, quantize=recipe))
+    engine = getattr(model, "engine", None)  # of models that generate
+    if engine is not None:
+        engine.kv_cache_dtype = resolved.kv_cache_dtype
+    return model
 
 
 def text_model(checkpoint: Checkpoint, options: LoadOptions) -> Model:
@@ -234,7 +245,7 @@ def _check_options(extra: Mapping[str, Any], allowed: frozenset[str], frontend: 
             known = ", ".join(sorted(allowed)) or "none"
             raise SettingError(
                 f"{frontend} models have no option {name!r}; the options beyond device, dtype, "
-                f"threads, quantize and revision are: {known}"
+                f"threads, quantize, kv_cache_dtype and revision are: {known}"
             )
 
 

@@ -26,6 +26,7 @@ MAX_THREADS = 1024
 _DEVICES = ("auto", "cpu", "cuda", "mps")
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _QUANTIZE = ("none", "int4", "int8")
+_CACHES = ("auto", "int8")
 _LEVELS = ("debug", "info", "warning", "error")
 _TRUE = ("1", "on", "yes", "true")
 
@@ -71,6 +72,11 @@ class Settings:
     def quantize(self) -> Literal["none", "int4", "int8"]:
         """How weights are packed while they are loaded."""
         return cast(Literal["none", "int4", "int8"], self.table["quantize"].value)
+
+    @property
+    def kv_cache_dtype(self) -> Literal["auto", "int8"]:
+        """How keys and values of earlier positions are kept."""
+        return cast(Literal["auto", "int8"], self.table["kv_cache_dtype"].value)
 
     @property
     def threads(self) -> int:
@@ -133,6 +139,7 @@ def _rows() -> tuple[_Row, ...]:
         _Row("threads", _threads, f"a positive integer up to {MAX_THREADS}", physical_cores),
         _Row("log", _one_of(_LEVELS), f"one of {', '.join(_LEVELS)}", lambda: "warning"),
         _Row("quantize", _one_of(_QUANTIZE), f"one of {', '.join(_QUANTIZE)}", lambda: "none"),
+        _Row("kv_cache_dtype", _one_of(_CACHES), f"one of {', '.join(_CACHES)}", lambda: "auto"),
     )
 
 
@@ -157,7 +164,7 @@ def resolve(**flags: str | int | None) -> Settings:
     for row in rows:
         if flags.get(row.name) is not None:
             found: object = flags[row.name]
-            source = f"flag --{row.name}"
+            source = f"flag --{row.name.replace('_', '-')}"
         elif os.environ.get(row.variable):
             found, source = os.environ[row.variable], f"environment variable {row.variable}"
         elif row.name in file:

@@ -251,6 +251,14 @@ def depth(recipe: Any, model: Any) -> dict[str, Tensor]:
     return {"frames": torch.stack(frames), "logits": torch.stack(scores)}
 
 
+def wide_depth(recipe: Any) -> dict[str, Tensor]:
+    """The same of wider heads, a part of the scores."""
+    narrow, recipe.CONFIG = recipe.CONFIG, recipe.CONFIG | {"depthformer": recipe.WIDE_DEPTHFORMER}
+    made = depth(recipe, build_model(recipe))
+    recipe.CONFIG = narrow
+    return {**made, "logits": made["logits"][..., :: recipe.EVERY].contiguous()}
+
+
 def losses(recipe: Any, model: Any, front: Any) -> dict[str, Any]:
     """What a training step would see on one example."""
     from liquid_audio.data.types import LFM2AudioModelInput
@@ -307,6 +315,7 @@ def write_golden(recipe: Any, target: Path) -> None:
     save_file(encoded, target / "encoder.safetensors")
 
     save_file(depth(recipe, model), target / "depthformer.safetensors")
+    save_file(wide_depth(recipe), target / "depthformer_wide.safetensors")
 
     with tempfile.TemporaryDirectory() as scratch:
         recipe.write_tokenizer(Path(scratch))

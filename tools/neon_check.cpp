@@ -217,10 +217,17 @@ void check_parts() {
         Floats kept(n), odd = x;
         odd[0] = __builtin_nanf(""), odd[n - 1] = bits_to_float(0x3f808000u), odd[n / 2] = -__builtin_inff();
         Halves halves(n);
-        path.keep(odd.data(), n, halves.data(), 0, true);
-        path.keep(x.data(), n, kept.data(), 0, false);
+        vector<int8_t> bytes(2 * n);
+        Floats scales(2);
+        path.keep(odd.data(), n, {halves.data(), nullptr, true}, 0);
+        path.keep(x.data(), n, {kept.data(), nullptr, false}, 0);
+        path.keep(odd.data(), n, {bytes.data(), scales.data(), false}, 0);
+        path.keep(x.data(), n, {bytes.data(), scales.data(), false}, 1);
+        if (scales[0] == scales[0]) fail("a row with an infinite number has a finite scale");
         record_exact(text("keep bf16", {n}), halves);
+        record_exact(text("keep int8", {n}), bytes);
         record(text("keep", {n}), 'i', kept.data(), kept.size());
+        record(text("scale", {n}), 'i', scales.data() + 1, 1);
     }
 }
 
@@ -245,7 +252,8 @@ void check_convolution() {
                         void *const fresh[] = {bf16 ? (void *)narrow[0].data() : (void *)next[0].data(),
                                                bf16 ? (void *)narrow[1].data() : (void *)next[1].data()};
                         const int64_t places[] = {1, n};
-                        const lfm2_sequence sequence{0, n, nullptr, nullptr, 0, old, 2, places, fresh};
+                        const lfm2_sequence sequence{0,   n, nullptr, nullptr, nullptr, nullptr, 0,
+                                                     old, 2, places,  fresh};
                         lfm2_forward_chosen().convolve(layer, b.data(), c.data(), u.data(), width, d, taps, first,
                                                        last, sequence, 0, 1, bf16);
                         const std::string name = text("convolution", {bf16, bias, taps, n, first});
@@ -256,26 +264,32 @@ void check_convolution() {
 }
 
 void check_attention() {
-    for (const bool bf16 : {false, true})
+    for (const int kind : {0, 1, 2})  // fp32, bf16, int8
         for (const int64_t e : {20, 32, 64, 128})
             for (const int64_t past : {0, 5, 63, 64, 130})
                 for (const int64_t n : {1, 9, 33, 70}) {
                     const int64_t heads = 3, total = past + n;
-                    const Floats q = source.numbers(n * heads * e), keys = source.numbers(total * e);
-                    const Floats values = source.numbers(total * e);
-                    const Halves k = rounded(keys), v = rounded(values);
-                    const void *const key = bf16 ? (const void *)k.data() : (const void *)keys.data();
-                    const void *const value = bf16 ? (const void *)v.data() : (const void *)values.data();
+                    const Floats q = source.numbers(n * heads * e), k = source.numbers(total * e);
+                    const Floats v = source.numbers(total * e);
+                    vector<char> memory[2];
+                    Floats scales[2];
+                    lfm2_kept kept[2];
+                    for (int i = 0; i < 2; ++i) {
+                        memory[i].resize(total * e * 4), scales[i].resize(total);
+                        kept[i] = {memory[i].data(), kind == 2 ? scales[i].data() : nullptr, kind == 1};
+                        for (int64_t t = 0; t < total; ++t)
+                            lfm2_forward_chosen().keep((i ? v : k).data() + t * e, e, kept[i], t);
+                    }
                     Floats out(n * heads * e), one(heads * e);
                     void *room = nullptr;
                     if (posix_memalign(&room, 64, lfm2_attend_room(total, e))) fail("no memory");
-                    const lfm2_view view{q.data(), heads * e, n, heads, e, key, value, past, bf16, out.data(), heads * e};
+                    const lfm2_view view{q.data(), heads * e, n, heads, e, kept[0], kept[1], past, out.data(), heads * e};
                     lfm2_forward_chosen().attend_rows(view, static_cast<char *>(room));
+                    lfm2_forward_chosen().attend(q.data() + (n - 1) * heads * e, heads, e, kept[0], kept[1], total,
+                                                 one.data(), static_cast<char *>(room));
                     free(room);
-                    lfm2_forward_chosen().attend(q.data() + (n - 1) * heads * e, heads, e, key, value, total, bf16,
-                                                 one.data());
-                    record(text("attention of rows", {bf16, e, past, n}), out);
-                    record(text("attention", {bf16, e, total}), one);
+                    record(text("attention of rows", {kind, e, past, n}), out);
+                    record(text("attention", {kind, e, total}), one);
                 }
 }
 
@@ -312,6 +326,7 @@ void check_steps(const Form &form, bool bf16, int64_t experts) {
                            eps.data(), experts, experts ? 2 : 0, 1, scaling.data()};
     constexpr int64_t kSequences = 2, kConvolutions = 2;
     const int64_t size = bf16 ? 2 : 4, kept = 2 * groups * capacity * e * size, state = (taps - 1) * d * size;
+    Floats scales(2 * 2 * groups * capacity);  // the second sequence keeps bytes
     vector<char> keys[kSequences], values[kSequences], states[kSequences][kConvolutions], next[kSequences][kConvolutions];
     for (int s = 0; s < kSequences; ++s) {
         keys[s].resize(kept), values[s].resize(kept);
@@ -324,8 +339,9 @@ void check_steps(const Form &form, bool bf16, int64_t experts) {
         lfm2_sequence sequences[kSequences];
         for (int s = 0; s < kSequences; ++s) {
             for (int c = 0; c < kConvolutions; ++c) old[s][c] = states[s][c].data(), fresh[s][c] = next[s][c].data();
-            sequences[s] = {positions[s], counts[s], keys[s].data(), values[s].data(), capacity, old[s], 1, &counts[s],
-                            fresh[s]};
+            float *const by = s ? scales.data() : nullptr, *const more = s ? by + scales.size() / 2 : nullptr;
+            sequences[s] = {positions[s], counts[s], keys[s].data(), values[s].data(), by, more, capacity, old[s], 1,
+                            &counts[s], fresh[s]};
         }
         Floats x = source.numbers(n * d);
         vector<int64_t> resume(1 + experts);

@@ -41,11 +41,13 @@ class Codec(Protocol):
         rate: Samples per second.
         samples_per_frame: Samples of one frame.
         codebooks: Codes of one frame, `k`.
+        entries: Codes of each codebook that have a sound, from 0 on.
     """
 
     rate: int
     samples_per_frame: int
     codebooks: int
+    entries: int
 
     def decode(self, codes: Int[Tensor, "t k"]) -> Float[Tensor, " n"]:
         """All samples of an utterance, `t * samples_per_frame` of them.

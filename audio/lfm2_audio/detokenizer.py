@@ -166,7 +166,7 @@ class Detokenizer:
     1920 samples of 24 kHz per frame, each of which depends on the 17 frames before it at most.
     """
 
-    rate = _RATE
+    rate, entries = _RATE, ENTRIES
 
     def __init__(self, net: DetokenizerNet) -> None:
         self.net = net.eval()
@@ -232,4 +232,4 @@ class Detokenizer:
 
     def stream(self) -> DetokenizerStream:
         """See `Codec.stream`; the first 480 samples after the last frame pushed are held back."""
-        return DetokenizerStream(self.net, ENTRIES)
+        return DetokenizerStream(self.net, self.entries)

@@ -97,7 +97,7 @@ class GriffinLim:
     ) -> None:
         self.config = config
         self.books, self.basis, self.mean = books.float(), basis.float(), mean.float()
-        self.rate, self.codebooks = config.rate, len(books)
+        self.rate, self.codebooks, self.entries = config.rate, len(books), books.shape[1]
         self.samples_per_frame = config.stack * config.hop
         self.window = torch.hann_window(config.n_fft)
         mels = MelConfig(rate=config.rate, n_mels=config.n_mels, n_fft=config.n_fft)

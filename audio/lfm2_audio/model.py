@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 __all__ = ["AudioModel"]
 
 _MAX_TEXT = 4000  # characters that are said in one go
+_CONTEXTS_KEPT = 4  # full contexts whose states are kept at most, where that is less than usual
 
 
 @dataclass(kw_only=True)
@@ -119,6 +120,8 @@ class AudioModel(Model):
         )
         model.parts = dict(parts)
         model.attach(encoder)
+        prefixes = model.engine.prefixes  # a long talk leaves stale ones: no more than it can use
+        prefixes.max_bytes = min(prefixes.max_bytes, _CONTEXTS_KEPT * model.context_bytes)
         return model
 
     @property
@@ -130,12 +133,20 @@ class AudioModel(Model):
         """
         if self._codec is None:
             self._codec = self.open_codec()
+            self.speech.sounds = self._codec.entries
         return self._codec
 
     @property
     def max_positions(self) -> int:
         """What the context holds: tokens, rows of sound heard, frames said."""
         return self.backbone.config.max_positions
+
+    @property
+    def context_bytes(self) -> int:
+        """Bytes of keys and values of a full context."""
+        config = self.backbone.config
+        width = len(config.attention_layers) * config.n_kv_heads * config.head_dim
+        return 2 * width * self.dtype.itemsize * config.max_positions
 
     # -- hearing -----------------------------------------------------------------------------
 

@@ -89,7 +89,7 @@ CONFIG = AudioConfig(
         n_heads=5,
         n_kv_heads=5,
         head_dim=32,
-        max_positions=4096,
+        max_positions=512,
         eos_ids=(7,),
     ),
     depthformer=DepthformerConfig(layers=2, dim=64),

@@ -12,7 +12,7 @@ import click
 
 from lfm2_mm import settings
 from lfm2_mm.cli import plugins, terminal
-from lfm2_mm.cli.options import model_options, seed_option
+from lfm2_mm.cli.options import kv_cache_option, model_options, seed_option
 from lfm2_mm.errors import InputError
 from lfm2_mm.locate import embedded_models, locate
 
@@ -41,7 +41,7 @@ def speech_options(function: F) -> F:
         help="Embedded name, folder or Hub id[@revision].  [default: LFM2_MM_MODEL where that "
         f"names an audio model, else {DEFAULT_MODEL}]",
     )
-    return name(model_options(function))
+    return name(model_options(kv_cache_option(function)))
 
 
 def load_audio_model(params: Mapping[str, Any]) -> AudioModel:
@@ -61,8 +61,8 @@ def load_audio_model(params: Mapping[str, Any]) -> AudioModel:
     with terminal.working(f"loading {name}", quiet=quiet):
         from lfm2_mm.loading import load
 
-        flags = {f: params.get(f) for f in ("device", "dtype", "threads", "quantize")}
-        model = load(name, **flags)
+        names = ("device", "dtype", "threads", "quantize", "kv_cache_dtype")
+        model = load(name, **{flag: params.get(flag) for flag in names})
     if not (hasattr(model, "transcribe") and hasattr(model, "speak")):
         raise InputError(
             f"{name} neither hears nor speaks; use an audio model such as {DEFAULT_MODEL} or "

@@ -25,6 +25,7 @@ RATE = 16000
 FindSpeech = Callable[[Float[np.ndarray, " n"]], Sequence[Any]]
 """Spans of speech, `(start, end)` or with these attributes, in samples and in order."""
 
+_AUDIBLE = 5e-4  # what never gets so loud (-66 dB) is silence, into which models read words
 _BLOCK = 320  # samples of one look for the quietest place, 20 ms
 
 
@@ -36,7 +37,7 @@ class Cutting:
         max_seconds: The longest piece, its pads not counted, so that it stays below `whole`.
         pause: A silence of so many seconds always ends a piece.
         pad: Seconds of silence kept at each end of a piece.
-        whole: Recordings of up to so many seconds are heard as they are, speech or not.
+        whole: Recordings of up to so many seconds are heard as they are, speech or noise.
     """
 
     max_seconds: float = 29.5
@@ -92,9 +93,10 @@ def cut(
         cutting: How.
     """
     how = cutting or Cutting()
-    if len(samples) <= how.whole * RATE:
-        return [Piece(0, len(samples))] if len(samples) else []
     values = samples.numpy()
+    if len(values) <= how.whole * RATE:
+        audible = len(values) and np.abs(values).max() >= _AUDIBLE
+        return [Piece(0, len(values))] if audible else []
     spans = _spans(values, find_speech)
     longest = int(how.max_seconds * RATE)
     spans = [part for span in spans for part in _short_enough(values, span, longest)]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ import click
 
 from lfm2_audio.opening import load_audio_model, speech_options
 from lfm2_mm.cli import terminal
-from lfm2_mm.errors import AudioError, InputError, MissingExtra
+from lfm2_mm.errors import DeviceError, InputError
 
 if TYPE_CHECKING:
     from lfm2_audio.model import AudioModel
@@ -68,19 +69,27 @@ def speak(text: str, **params: Any) -> None:
     words = _text(text)
     if output not in (None, _STD):
         _check_place(Path(str(output)))
+    if params["play"]:
+        _check_loudspeaker()
     model = load_audio_model(params)
     began = time.perf_counter()
-    first: float | None = None
     pieces: list[Audio] = []
+    times: list[float] = []  # at which they were there
+
+    def kept() -> Iterator[Audio]:
+        for chunk in _said(model, words, params):
+            pieces.append(chunk)
+            times.append(time.perf_counter() - began)
+            yield chunk
+
     try:
-        with _player(model.codec.rate, play=params["play"]) as play:
-            for chunk in _said(model, words, params):
-                first = time.perf_counter() - began if first is None else first
-                pieces.append(chunk)
-                play(chunk)
+        if params["play"]:
+            _play(kept(), model.codec.rate)
+        else:
+            deque(kept(), maxlen=0)
     finally:  # what was said before Ctrl-C is kept
         if pieces:
-            _finish(model, words, pieces, first or 0.0, time.perf_counter() - began, params)
+            _finish(model, words, pieces, times[0], times[-1], params)
     if not pieces:
         raise InputError(f"{model.name} said nothing to this text; try other words or a --voice")
 
@@ -190,33 +199,27 @@ def _finish(
     )
 
 
+def _check_loudspeaker() -> None:
+    """Refuse to play where nothing can be heard, before anything is loaded."""
+    from lfm2_audio.voice.devices import pick
+
+    with _told():
+        pick(None, "output")
+
+
+def _play(chunks: Iterator[Audio], rate: int) -> None:
+    """Play chunks while the next ones are made, and return when the last was heard."""
+    from lfm2_audio.voice.devices import play
+
+    with _told():
+        play((chunk.samples.numpy() for chunk in chunks), rate)
+
+
 @contextmanager
-def _player(rate: int, *, play: bool) -> Iterator[Callable[[Audio], None]]:
-    """What plays chunks one after the other, and returns when the last was heard."""
-    if not play:
-        yield lambda chunk: None
-        return
+def _told() -> Iterator[None]:
+    """What is wrong with a device, and what to do about it here."""
     try:
-        import sounddevice  # type: ignore[import-untyped]
-    except (ImportError, OSError) as error:  # OSError: the package is there, PortAudio is not
-        raise MissingExtra(
-            f"sound cannot be played here ({' '.join(str(error).split())}); run pip install "
-            "'lfm2-mm[audio]' and install PortAudio, or write a file with -o"
-        ) from None
-    try:
-        stream = sounddevice.OutputStream(samplerate=rate, channels=1, dtype="float32")
-        stream.start()
-    except sounddevice.PortAudioError as error:
-        raise AudioError(
-            f"there is no loudspeaker to play on ({' '.join(str(error).split())}); write a file "
-            "with -o"
-        ) from None
-    try:
-        yield lambda chunk: stream.write(chunk.samples.numpy()[:, None])
-        stream.stop()
-    except sounddevice.PortAudioError as error:
-        raise AudioError(
-            f"the loudspeaker went away ({' '.join(str(error).split())}); write a file with -o"
-        ) from None
-    finally:
-        stream.close()
+        yield
+    except DeviceError as error:
+        said = str(error)
+        raise DeviceError(f"{said.rpartition(';')[0] or said}; write a file with -o") from None

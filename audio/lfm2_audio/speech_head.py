@@ -7,15 +7,15 @@ caches nor how codes sound.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from lfm2_audio.depthformer import Depthformer
+from lfm2_audio.depthformer import Choose
 from lfm2_audio.frames import FrameEmbedding, frame_identities
 from lfm2_mm.chat import Prompt
 from lfm2_mm.errors import CheckpointError, Lfm2Error
@@ -25,7 +25,7 @@ from lfm2_mm.sampling import Sampler, Sampling
 from lfm2_mm.text_stream import TextStream
 from lfm2_mm.tokenizer import Tokenizer
 
-__all__ = ["Mode", "Specials", "Speech", "SpeechHead", "SpeechState"]
+__all__ = ["DepthHead", "Mode", "Specials", "Speech", "SpeechHead", "SpeechState"]
 
 _OVERFLOW = (
     "the scores of a frame of speech hold NaN or infinity: the computation overflowed, try dtype "
@@ -33,6 +33,25 @@ _OVERFLOW = (
 )
 
 Mode = Literal["sequential", "interleaved"]
+
+
+@runtime_checkable
+class DepthHead(Protocol):
+    """What makes frames of hidden states: a depthformer, or another model's part.
+
+    Attributes:
+        end: The first code of a frame that ends speech.
+    """
+
+    end: int
+
+    def frames(self, hidden: Float[Tensor, "n d"], choose: Choose) -> Int[Tensor, "n k"]:
+        """The next frame of each sequence; `choose` is called once for each codebook, in order."""
+        ...
+
+    def pack(self) -> Iterator[None]:
+        """Lay out weights for inference, a little with each item; perhaps nothing."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,7 +127,7 @@ class SpeechState:
 
 
 class SpeechHead:
-    """Tokens by the text head, frames by the depthformer.
+    """Tokens by the text head, frames by the depth head.
 
     Args:
         text: Scores tokens.
@@ -122,7 +141,7 @@ class SpeechHead:
     def __init__(
         self,
         text: TextHead,
-        depthformer: Depthformer,
+        depthformer: DepthHead,
         frames: FrameEmbedding,
         tokenizer: Tokenizer,
         *,
@@ -132,6 +151,7 @@ class SpeechHead:
         self.text, self.depthformer, self.frames = text, depthformer, frames
         self.tokenizer, self.specials = tokenizer, Specials.of(tokenizer)
         self.n_text, self.n_audio = n_text, n_audio
+        self.sounds = depthformer.end
         self._packing = depthformer.pack()
 
     def step(self, hidden: Float[Tensor, "b d"], states: Sequence[SpeechState]) -> list[StepResult]:
@@ -174,7 +194,7 @@ class SpeechHead:
     # -- speech ------------------------------------------------------------------------------
 
     def _frames(self, hidden: Tensor, states: Sequence[SpeechState]) -> list[StepResult]:
-        draw = _Draw(states, self.depthformer.end)
+        draw = _Draw(states, self.depthformer.end, self.sounds)
         codes = self.depthformer.frames(hidden, draw)
         next(self._packing, None)  # a layer a frame: costs no first answer anything
         embeddings = self.frames(codes)
@@ -211,11 +231,12 @@ class _Draw:
     """Chooses one code for each sequence, codebook after codebook.
 
     A sequence whose speech has ended, or whose scores are of no use, is out of the draw: so it
-    gets the same codes alone as beside others.
+    gets the same codes alone as beside others. Codes without a sound are not drawn, but for the one
+    that ends speech; where the likeliest is taken, it is taken as it is.
     """
 
-    def __init__(self, states: Sequence[SpeechState], end: int) -> None:
-        self.states, self.end = states, end
+    def __init__(self, states: Sequence[SpeechState], end: int, sounds: int) -> None:
+        self.states, self.end, self.sounds = states, end, sounds
         self._sampled = [i for i, s in enumerate(states) if not s.audio.sampling.greedy]
         self._errors: dict[int, Lfm2Error] = {}
         self._tops: list[Tensor] = []
@@ -226,11 +247,14 @@ class _Draw:
         rows = scores.float()
         top, codes = rows.max(-1)
         self._tops.append(top)
+        allowed = torch.arange(rows.shape[1], device=rows.device) < self.sounds
+        if book == 0 and self.end < len(allowed):
+            allowed[self.end] = True
         for i in self._sampled:
             if i in self._errors or (book and self._first[i] == self.end):
                 continue
             try:
-                codes[i] = self.states[i].audio.pick(rows[i])
+                codes[i] = self.states[i].audio.pick(rows[i], allowed)
             except Lfm2Error as problem:
                 self._errors[i] = problem
         if book == 0:

@@ -19,13 +19,14 @@ import click
 
 from lfm2_audio.opening import load_audio_model, speech_options
 from lfm2_mm.cli import terminal
-from lfm2_mm.errors import InputError
+from lfm2_mm.errors import AudioTooLong, InputError
 
 if TYPE_CHECKING:
     from lfm2_audio.model import AudioModel
     from lfm2_audio.voice.events import VoiceEvent
     from lfm2_audio.voice.live import Live
     from lfm2_audio.voice.settings import VoiceSettings
+    from lfm2_audio.waveform import Audio
 
 __all__ = ["TurnLog", "talk"]
 
@@ -175,7 +176,17 @@ def _options(params: dict[str, Any]) -> dict[str, Any]:
     return {name: params[name] for name in names if params.get(name) is not None}
 
 
+def _read(recording: str) -> Audio:
+    from lfm2_audio.waveform import read_audio
+
+    try:
+        return read_audio(recording)
+    except AudioTooLong as error:  # its advice is an option that means something else here
+        raise AudioTooLong(f"{str(error).rpartition(';')[0]}; cut it into parts") from None
+
+
 def _simulate(recording: str, settings: VoiceSettings, params: dict[str, Any]) -> None:
+    audio = _read(recording)
     model = load_audio_model(params)
     from lfm2_audio.voice.loop import VoiceLoop
     from lfm2_audio.voice.simulate import simulate_file
@@ -184,7 +195,7 @@ def _simulate(recording: str, settings: VoiceSettings, params: dict[str, Any]) -
     conversation, options = model.conversation(params["system"]), _options(params)
     loop = VoiceLoop(model, conversation, settings=settings, options=options)
     log = TurnLog(as_json=params["as_json"], quiet=params["quiet"])
-    out = simulate_file(loop, recording, params["wav_out"], take=log.take)
+    out = simulate_file(loop, audio, params["wav_out"], take=log.take)
     if params["wav_out"] is not None:
         seconds = len(out.heard) / out.rate
         terminal.say(f"{seconds:.1f} s of sound: {params['wav_out']}", quiet=params["quiet"])

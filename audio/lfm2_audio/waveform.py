@@ -103,7 +103,7 @@ class Audio:
         return Audio(torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32)), rate)
 
     def to_bytes(self, form: str = "wav") -> bytes:
-        """The contents of a sound file; PCM of 16 bits where the format has it.
+        """The contents of a sound file; PCM of 16 bits where the format has it, NaN as silence.
 
         Args:
             form: The format as a file name would end: `wav`, `flac`, `ogg`, `opus`, `mp3`, …
@@ -114,7 +114,7 @@ class Audio:
         """
         sf = _extra("soundfile")
         container, subtype = _format(sf, form)
-        loud = self.samples.clamp(-1, 1).numpy()
+        loud = self.samples.nan_to_num(0.0).clamp(-1, 1).numpy()  # of NaN LAME ends the process
         target = io.BytesIO()
         try:
             with sf.SoundFile(
@@ -210,10 +210,13 @@ def _check(audio: Audio, name: str, min_seconds: float, max_seconds: float) -> N
         raise AudioTooLong(_too_long(name, audio.duration, max_seconds))
     bad = ~torch.isfinite(audio.samples)
     if bad.any():
-        place = int(bad.nonzero()[0]) / audio.rate
+        count, place = int(bad.sum()), int(bad.nonzero()[0]) / audio.rate
+        many = (
+            "1 sample that is no number" if count == 1 else f"{count:,} samples that are no numbers"
+        )
         raise AudioError(
-            f"{name} holds {int(bad.sum()):,} samples that are no numbers (NaN or infinite), the "
-            f"first at {place:.3f} s; export it again, as 16-bit WAV or FLAC"
+            f"{name} holds {many} (NaN or infinite), the first at {place:.3f} s; export it again, "
+            "as 16-bit WAV or FLAC"
         )
 
 

@@ -19,6 +19,7 @@ from lfm2_mm.cli.batch import run_batch
 from lfm2_mm.cli.options import (
     common_options,
     generation,
+    kv_cache_option,
     load_model,
     model_options,
     sampling_options,
@@ -38,6 +39,7 @@ __all__ = ["ask"]
 @click.argument("words", nargs=-1, metavar='[ATTACHMENT]… "QUESTION"')
 @common_options
 @model_options
+@kv_cache_option
 @sampling_options
 @click.option("--json-schema", metavar="FILE|JSON", help="The answer is JSON of this schema.")
 @click.option("--regex", metavar="PATTERN", help="The answer matches this regular expression.")

@@ -24,6 +24,7 @@ from lfm2_mm.cli import plugins, terminal
 from lfm2_mm.cli.options import (
     common_options,
     generation,
+    kv_cache_option,
     load_model,
     model_options,
     sampling_options,
@@ -50,6 +51,7 @@ _COMMANDS = {
 @click.command(short_help="Talk with a model in the terminal.")
 @common_options
 @model_options
+@kv_cache_option
 @sampling_options
 def chat(**params: Any) -> None:
     """Talk with a model; /help lists what can be typed beside questions.

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from lfm2_mm.cli import terminal
-from lfm2_mm.cli.options import common_options, load_model, model_options
+from lfm2_mm.cli.options import common_options, kv_cache_option, load_model, model_options
 from lfm2_mm.cli.plugins import Answered, installed
 from lfm2_mm.errors import InputError
 
@@ -25,6 +25,7 @@ __all__ = ["demo"]
 @click.command(short_help="See it work on shipped files and on something drawn just now.")
 @common_options
 @model_options
+@kv_cache_option
 @click.option("--seed", type=int, default=1, show_default=True, help="Decides what is drawn.")
 @click.option(
     "--out",

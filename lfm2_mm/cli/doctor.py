@@ -14,7 +14,7 @@ import click
 
 from lfm2_mm import __version__, settings
 from lfm2_mm.cli import machine, terminal
-from lfm2_mm.cli.options import common_options, model_options
+from lfm2_mm.cli.options import common_options, kv_cache_option, model_options
 from lfm2_mm.cli.plugins import installed
 from lfm2_mm.errors import Lfm2Error, ModelNotFound
 from lfm2_mm.frontends import FRONTEND_GROUP
@@ -29,6 +29,7 @@ _ESSENTIAL = ("torch", "transformers", "tokenizers", "safetensors", "llguidance"
 @click.command(short_help="Say what was found and where each setting comes from.")
 @common_options
 @model_options
+@kv_cache_option
 def doctor(**params: Any) -> None:
     """Check this installation; exit 1 if something essential is broken."""
     problems: list[str] = []
@@ -108,7 +109,8 @@ def _kernels() -> dict[str, Any]:
 
 
 def _settings(params: dict[str, Any], problems: list[str]) -> list[dict[str, Any]]:
-    flags = {name: params[name] for name in ("model", "device", "dtype", "threads", "quantize")}
+    names = ("model", "device", "dtype", "threads", "quantize", "kv_cache_dtype")
+    flags = {name: params[name] for name in names}
     try:
         resolved = settings.resolve(**flags)
     except Lfm2Error as error:

@@ -48,8 +48,9 @@ class Row:
         kind: What it is for.
         parameters: How many.
         disk: Bytes on disk; None before a download.
-        memory: Bytes of the weights and of the caches for `CONTEXT` tokens, in `dtype`; for a
-            model that is not here, of the weights alone.
+        memory: Bytes of the weights and of the caches for `CONTEXT` tokens, in `dtype` (keys and
+            values in bytes where the settings say so); for a model that is not here, of the
+            weights alone.
         dtype: Number format that would be used.
         revision: Commit, of a cached model.
         problem: Why it cannot be used; "" where it can.
@@ -111,12 +112,15 @@ def find_models() -> list[Row]:
     return rows
 
 
-def memory_need(config: Mapping[str, Any], parameters: int, dtype: torch.dtype) -> int:
+def memory_need(
+    config: Mapping[str, Any], parameters: int, dtype: torch.dtype, kv_cache_dtype: str = "auto"
+) -> int:
     """Bytes of the weights, and of keys, values and convolution states for `CONTEXT` tokens."""
     shapes = BackboneConfig.from_dict(config)
-    keys = 2 * len(shapes.attention_layers) * shapes.n_kv_heads * shapes.head_dim * CONTEXT
+    rows = 2 * len(shapes.attention_layers) * shapes.n_kv_heads * CONTEXT
+    row = shapes.head_dim + 4 if kv_cache_dtype == "int8" else shapes.head_dim * dtype.itemsize
     columns = len(shapes.conv_layers) * (shapes.conv_taps - 1) * shapes.hidden_size
-    return (parameters + keys + columns) * dtype.itemsize
+    return (parameters + columns) * dtype.itemsize + rows * row
 
 
 def _local(name: str, state: str, folder: Path, disk: int, revision: str | None = None) -> Row:
@@ -131,7 +135,7 @@ def _local(name: str, state: str, folder: Path, disk: int, revision: str | None 
         parameters = sum(prod(checkpoint.shape(tensor)) for tensor in checkpoint.names)
         wanted = settings.resolve()
         dtype = _dtype(wanted.dtype, checkpoint, _device(wanted.device))
-        need = memory_need(checkpoint.config, parameters, dtype)
+        need = memory_need(checkpoint.config, parameters, dtype, wanted.kv_cache_dtype)
     except Lfm2Error as error:
         why = " ".join(str(error).split())
         return Row(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "common_options",
     "generation",
+    "kv_cache_option",
     "load_model",
     "model_options",
     "sampling",
@@ -77,6 +78,13 @@ def model_options(function: F) -> F:
     )
 
 
+kv_cache_option = click.option(
+    "--kv-cache-dtype",
+    metavar="auto|int8",
+    help="Keep keys and values of earlier positions in bytes.  [default: auto]",
+)
+
+
 seed_option = click.option("--seed", type=int, help="Make random draws repeatable.")
 
 
@@ -109,7 +117,7 @@ def load_model(params: Mapping[str, Any]) -> Model:
     """
     quiet = bool(params.get("quiet"))
     extra = plugins.load_options(params)
-    names = ("model", "device", "dtype", "threads", "quantize")
+    names = ("model", "device", "dtype", "threads", "quantize", "kv_cache_dtype")
     flags = {name: params.get(name) for name in names}
     resolved = settings.resolve(**flags)
     name = resolved.model
@@ -129,6 +137,7 @@ def load_model(params: Mapping[str, Any]) -> Model:
             dtype=params.get("dtype"),
             threads=params.get("threads"),
             quantize=params.get("quantize"),
+            kv_cache_dtype=params.get("kv_cache_dtype"),
             **extra,
         )
     if not isinstance(model, Model):

@@ -1,8 +1,9 @@
 """The new rows of several sequences through a whole backbone in one native call.
 
 What it computes is what `Backbone.forward` computes over a `Ragged` mixing, with the numbers
-between products in fp32; that is its twin. It writes into the caches' own memory. Many rows are
-multiplied in bf16 where the processor has AMX, and in bytes elsewhere.
+between products in fp32; that is its twin. It writes into the caches' own memory, in their number
+format or in int8. Many rows are multiplied in bf16 where the processor has AMX, and in bytes
+elsewhere.
 """
 
 from __future__ import annotations
@@ -302,8 +303,8 @@ class _Sequences:
             tables = [self._words([state.data_ptr() for state in states])]
             tables += [self._words(ends), self._words(next_places)]
             self._keep.append(states)
-            keys, values = cache.buffers
-            words += [cache.length, n, keys.data_ptr(), values.data_ptr(), cache.capacity]
+            places = [part.data_ptr() for part in cache.buffers]
+            words += [cache.length, n, *places, *[0] * (4 - len(places)), cache.capacity]
             words += [tables[0], len(ends), *tables[1:]]
         self.place = self._words(words)
 

@@ -30,7 +30,7 @@ __all__ = [
 LIBRARY = Path(__file__).parent / "_native.so"
 CpuPath = Literal["torch", "plain", "avx2", "avx512", "amx", "neon"]
 
-_INTERFACE = 1  # as in src/dispatch.cpp
+_INTERFACE = 2  # as in src/dispatch.cpp
 _PATHS = ("plain", "avx2", "avx512", "amx", "neon")  # by number, as in src/native.h
 
 

@@ -19,10 +19,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Match
 
 from lfm2_mm import __version__, web
 from lfm2_mm.server import chat, responses, status
 from lfm2_mm.server.context import Context, Gone
+from lfm2_mm.server.document import described
 from lfm2_mm.server.guard import Guard, log
 from lfm2_mm.server.metrics import Metrics
 from lfm2_mm.server.options import ServerOptions
@@ -35,6 +37,7 @@ __all__ = ["ROUTE_GROUP", "create_app"]
 
 ROUTE_GROUP = "lfm2_mm.routes"
 _CLIENT_CLOSED = 499
+_METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 
 
 def create_app(options: ServerOptions, *, load: Callable[[str], Any] | None = None) -> Guard:
@@ -101,7 +104,18 @@ def create_app(options: ServerOptions, *, load: Callable[[str], Any] | None = No
             expose_headers=["x-request-id", "retry-after"],
         )
     _say_errors(app)
+    described(app)
     return Guard(app, options)
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods that some route at an address does."""
+
+    def done(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return [method for method in _METHODS if done(method)]
 
 
 def _say_errors(app: FastAPI) -> None:
@@ -125,6 +139,12 @@ def _say_errors(app: FastAPI) -> None:
             return told(error.__cause__)
         if error.status_code == 404:
             problem = ApiError(404, "there is nothing at this address", code="not_found")
+        elif error.status_code == 405:
+            allowed = ", ".join(_allowed(request))
+            message = f"{request.method[:20]} is not done at this address; use {allowed}"
+            answer = told(ApiError(405, message, code="method_not_allowed"))
+            answer.headers["allow"] = allowed
+            return answer
         else:
             problem = ApiError(error.status_code, f"{str(error.detail).lower()}")
         return told(problem)

@@ -24,6 +24,7 @@ from lfm2_mm.server.answering import Asked, deltas, own_fields, parsed
 from lfm2_mm.server.chat_schema import ChatRequest, stops_of, tools_of, wanted_tokens
 from lfm2_mm.server.context import Context, context_of, until_gone
 from lfm2_mm.server.deltas import Delta
+from lfm2_mm.server.document import STREAMED
 from lfm2_mm.server.logprobs import logprobs_of
 from lfm2_mm.server.problems import ApiError, body_of, from_exception
 from lfm2_mm.server.streaming import EventStream, event_line
@@ -51,7 +52,7 @@ class _Job(answering.Job):
         }
 
 
-@router.post("/v1/chat/completions", tags=["chat"])
+@router.post("/v1/chat/completions", tags=["chat"], responses=STREAMED)
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Continue a conversation (text, images, tools, JSON schema, streaming)."""
     context = context_of(request)
@@ -79,13 +80,12 @@ async def _begin(body: ChatRequest, context: Context) -> _Job:
     body.check(limits)
     served = context.registry.find(body.model, "chat")
     tools, call = tools_of(body)
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
     asked = Asked(
         messages=body.messages,
         tools=tools,
         call=call,
         constraint=from_response_format(body.response_format),
-        sampling={n: getattr(body, n) for n in names if getattr(body, n) is not None},
+        sampling=body.sampling,
         max_tokens=wanted_tokens(body, limits),
         stops=stops_of(body),
         n=body.n,

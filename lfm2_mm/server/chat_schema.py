@@ -17,6 +17,7 @@ __all__ = [
     "AudioOut",
     "ChatRequest",
     "Number",
+    "Sampled",
     "StreamOptions",
     "called_of",
     "stops_of",
@@ -26,6 +27,16 @@ __all__ = [
 ]
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+_MESSAGE: dict[str, Any] = {  # for the document; messages are checked where they are read
+    "type": "object",
+    "required": ["role"],
+    "properties": {
+        "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
+        "content": {"type": ["string", "array", "object", "null"]},
+    },
+}
 
 
 class StreamOptions(BaseModel):
@@ -41,23 +52,36 @@ class AudioOut(BaseModel):
     format: Literal["wav", "pcm16", "flac", "mp3", "opus"] = "wav"
 
 
-class ChatRequest(BaseModel):
-    """A conversation to be continued. `top_k`, `min_p`, `repetition_penalty` are extensions."""
+class Sampled(BaseModel):
+    """How tokens are drawn. `top_k`, `min_p`, `repetition_penalty` are extensions."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)  # a true is no 1, and "5" no number
 
-    messages: list[dict[str, Any]] = Field(min_length=1, max_length=1024)
-    model: str | None = None
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
     temperature: Number | None = Field(None, ge=0, le=2)
     top_p: Number | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=0, le=1_000_000)
     min_p: Number | None = Field(None, ge=0, le=1)
     repetition_penalty: Number | None = Field(None, ge=0.01, le=100)
     seed: int | None = Field(None, ge=0, lt=2**63)
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What of it was said."""
+        found = {name: getattr(self, name) for name in Sampled.model_fields}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+class ChatRequest(Sampled):
+    """A conversation to be continued."""
+
+    messages: list[dict[str, Any]] = Field(
+        min_length=1, max_length=1024, json_schema_extra={"items": _MESSAGE}
+    )
+    model: str | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
     stop: str | list[str] | None = None
     n: int = Field(1, ge=1)
     tools: list[dict[str, Any]] | None = Field(None, max_length=128)

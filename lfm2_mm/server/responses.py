@@ -17,6 +17,7 @@ from lfm2_mm.events import Done
 from lfm2_mm.server import answering
 from lfm2_mm.server.answering import Job, deltas, own_fields
 from lfm2_mm.server.context import Context, context_of, until_gone
+from lfm2_mm.server.document import STREAMED
 from lfm2_mm.server.problems import from_exception
 from lfm2_mm.server.response_events import ResponseWriter
 from lfm2_mm.server.responses_schema import ResponsesRequest
@@ -27,7 +28,7 @@ __all__ = ["router"]
 router = APIRouter()
 
 
-@router.post("/v1/responses", tags=["responses"])
+@router.post("/v1/responses", tags=["responses"], responses=STREAMED)
 async def responses(body: ResponsesRequest, request: Request) -> Response:
     """Answer an input (text, images, tools, JSON schema, streaming); nothing is kept."""
     context = context_of(request)

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from lfm2_mm.constrain import Constraint
 from lfm2_mm.server.answering import Asked
-from lfm2_mm.server.chat_schema import Number, called_of, tokens_within
+from lfm2_mm.server.chat_schema import Sampled, called_of, tokens_within
 from lfm2_mm.server.options import Limits
 from lfm2_mm.server.problems import ApiError
 
@@ -23,22 +23,14 @@ _STATELESS = "this server keeps no responses; send the whole conversation as inp
 _FORMATS = ("text", "json_object", "json_schema")
 
 
-class ResponsesRequest(BaseModel):
-    """What is to be answered. `top_k`, `min_p`, `repetition_penalty`, `seed` are extensions."""
-
-    model_config = ConfigDict(extra="ignore")
+class ResponsesRequest(Sampled):
+    """What is to be answered; `seed` is an extension here, too."""
 
     input: str | list[dict[str, Any]]
     model: str | None = None
     instructions: str | None = None
     stream: bool = False
     max_output_tokens: int | None = Field(None, ge=1)
-    temperature: Number | None = Field(None, ge=0, le=2)
-    top_p: Number | None = Field(None, ge=0, le=1)
-    top_k: int | None = Field(None, ge=0, le=1_000_000)
-    min_p: Number | None = Field(None, ge=0, le=1)
-    repetition_penalty: Number | None = Field(None, ge=0.01, le=100)
-    seed: int | None = Field(None, ge=0, lt=2**63)
     tools: list[dict[str, Any]] | None = Field(None, max_length=128)
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
@@ -67,14 +59,13 @@ class ResponsesRequest(BaseModel):
         self._check()
         tools, call = called_of(self._tools(), self._choice())
         messages, names = self._messages()
-        given = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
         return Asked(
             messages=messages,
             names=names,
             tools=tools,
             call=call,
             constraint=self._constraint(),
-            sampling={n: getattr(self, n) for n in given if getattr(self, n) is not None},
+            sampling=self.sampling,
             max_tokens=tokens_within(self.max_output_tokens, limits, "max_output_tokens"),
         )
 

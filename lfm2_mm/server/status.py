@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from lfm2_mm.server.context import context_of
+from lfm2_mm.server.document import gives
 from lfm2_mm.server.problems import ApiError
 from lfm2_mm.server.registry import Served
 
@@ -16,7 +17,7 @@ __all__ = ["router"]
 router = APIRouter()
 
 
-@router.get("/health", tags=["status"])
+@router.get("/health", tags=["status"], responses=gives("application/json", status=503))
 async def health(request: Request) -> Response:
     """`ready` (200), or `loading` and `failed` (503)."""
     state = context_of(request).registry.state
@@ -41,7 +42,7 @@ async def model(model: str, request: Request) -> dict[str, Any]:
     return _row(served)
 
 
-@router.get("/metrics", tags=["status"])
+@router.get("/metrics", tags=["status"], response_class=Response, responses=gives("text/plain"))
 async def metrics(request: Request) -> Response:
     """Counts and times in the text format of Prometheus."""
     return Response(context_of(request).metrics.text(), media_type="text/plain; version=0.0.4")

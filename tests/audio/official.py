@@ -118,6 +118,11 @@ CONFIG: dict[str, Any] = {
     "depthformer": {"layers": 2, "dim": 64, "tie": True},
 }
 
+# Heads of four pairs each, whose angles depend on the base and on what counts as a pair; those of
+# CONFIG have one. Every so many-eth class of its scores is golden.
+WIDE_DEPTHFORMER: dict[str, Any] = {"layers": 2, "dim": 256, "tie": True}
+EVERY = 32
+
 DETOKENIZER_CONFIG: dict[str, Any] = {
     "architectures": ["Lfm2Model"],
     "model_type": "lfm2",

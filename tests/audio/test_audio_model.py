@@ -15,6 +15,7 @@ from lfm2_audio.conversation import Conversation
 from lfm2_audio.model import AudioModel
 from lfm2_audio.results import Reply, Transcript, together
 from lfm2_audio.waveform import Audio
+from lfm2_mm.cache import SequenceCache
 from lfm2_mm.errors import InputError, SettingError
 from lfm2_mm.events import AudioFrame, Done, TextDelta, Timings, Usage
 from lfm2_mm.sampling import Sampling
@@ -155,6 +156,14 @@ def test_oldest_turns_go_when_the_context_is_full(model: AudioModel) -> None:
     assert reply.conversation.turns[0].role == "user"
     assert len(reply.conversation.turns) == 26 - reply.dropped
     assert reply.done.usage.prompt_tokens < model.max_positions * 7 // 8
+
+
+def test_no_more_is_kept_than_a_few_contexts_hold(model: AudioModel) -> None:
+    """Each interruption and each dropped turn leaves a state behind that nobody asks for again."""
+    config = model.backbone.config
+    keys, values = SequenceCache(config, capacity=model.max_positions).buffers
+    assert model.context_bytes == keys.nbytes + values.nbytes
+    assert model.engine.prefixes.max_bytes == 4 * model.context_bytes < 512 << 20
 
 
 def test_text_in_and_out_as_every_model(model: AudioModel) -> None:

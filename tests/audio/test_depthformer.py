@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lfm2_audio import depthformer
-from lfm2_audio.config import AudioConfig
+from lfm2_audio.config import AudioConfig, DepthformerConfig
 from lfm2_audio.depthformer import Codebook, Depthformer, rotate_pairs
 from lfm2_audio.frames import FrameEmbedding, FrameEncoder, frame_identities
 from lfm2_mm.errors import InputError
@@ -62,6 +62,32 @@ def test_frames_and_scores_equal_the_official_ones() -> None:
     torch.testing.assert_close(scores, golden["logits"], atol=CLOSE, rtol=0)
     whole_scores = whole()(hidden(), golden["frames"])
     torch.testing.assert_close(whole_scores, golden["logits"], atol=CLOSE, rtol=0)
+
+
+def wide() -> Depthformer:
+    """Heads of four pairs, each of an angle of its own."""
+    module = Depthformer(
+        replace(CONFIG, depthformer=DepthformerConfig(**official.WIDE_DEPTHFORMER))
+    )
+    state = {name: official.tensor(name, tuple(t.shape)) for name, t in module.state_dict().items()}
+    module.load_state_dict(state)
+    return module.eval().requires_grad_(False)
+
+
+def wide_off_by(module: Depthformer) -> float:
+    golden = official.golden("depthformer_wide")
+    scores = module(hidden(), golden["frames"])[..., :: official.EVERY]
+    return float((scores - golden["logits"]).abs().max())
+
+
+def test_wide_heads_turn_as_the_official_ones() -> None:
+    golden = official.golden("depthformer_wide")
+    frames, scores = walked(wide(), hidden())
+    assert torch.equal(frames, golden["frames"])
+    torch.testing.assert_close(
+        scores[..., :: official.EVERY], golden["logits"], atol=CLOSE, rtol=1e-5
+    )
+    assert wide_off_by(wide()) < CLOSE
 
 
 def test_names_are_the_official_ones() -> None:
@@ -152,14 +178,20 @@ def test_the_norm_before_the_scores_counts() -> None:
 
 
 def test_the_angle_of_a_codebook_comes_of_theta_1e6(monkeypatch: pytest.MonkeyPatch) -> None:
-    # the tiny heads have one pair, whose angle does not depend on theta: look at wider ones
-    wide = Depthformer(replace(CONFIG, depthformer=replace(CONFIG.depthformer, dim=256)))
-    cos, _ = wide._angles(torch.zeros(1))
-    wanted = [[float(torch.tensor(k * 1e6 ** -(i / 4)).cos()) for i in range(4)] for k in range(8)]
-    torch.testing.assert_close(cos[:, ::2], torch.tensor(wanted))
-    torch.testing.assert_close(cos[:, 1::2], cos[:, ::2])
     monkeypatch.setattr(depthformer, "_THETA", 1e4)
-    assert (wide._angles(torch.zeros(1))[0] - cos).abs().max() > 0.1
+    assert wide_off_by(wide()) > 100 * CLOSE
+
+
+def test_halves_instead_of_pairs_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trap 2: the backbone turns halves, the depthformer neighbours."""
+    order = torch.tensor([0, 2, 4, 6, 1, 3, 5, 7])
+    back = order.argsort()
+
+    def halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        return rotate_pairs(x[..., back], cos, sin)[..., order]
+
+    monkeypatch.setattr(depthformer, "rotate_pairs", halves)
+    assert wide_off_by(wide()) > 100 * CLOSE
 
 
 def test_pairs_are_neighbours() -> None:

@@ -38,9 +38,16 @@ def pieces(spans: Spans, total: float, **how: Any) -> list[tuple[float, float]]:
 
 
 def test_short_recordings_are_heard_whole_without_looking_for_speech() -> None:
-    samples = torch.zeros(RATE * 3)
+    samples = torch.full((RATE * 3,), 0.001)
     assert cut(samples, find_speech=None) == [Piece(0, 3 * RATE)]
     assert cut(torch.zeros(0)) == []
+
+
+def test_a_recording_without_a_sound_is_not_heard_at_all() -> None:
+    """A muted microphone: models read words into silence."""
+    assert cut(torch.full((RATE * 3,), 1e-4), find_speech=None) == []
+    silence = Audio(torch.zeros(RATE * 3), RATE)
+    assert list(hear(silence, lambda piece: "words that nobody said")) == []
 
 
 def test_silence_is_left_out_but_a_little_at_the_ends() -> None:
@@ -140,7 +147,7 @@ def test_a_piece_that_loops_is_heard_again_in_halves_and_then_cut() -> None:
 
 
 def test_other_rates_are_resampled(monkeypatch: pytest.MonkeyPatch) -> None:
-    audio = Audio(torch.zeros(48000), 48000)
+    audio = Audio(torch.full((48000,), 0.1), 48000)
     rates = []
 
     def listen(piece: Audio) -> str:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
 from lfm2_audio.model import AudioModel
-from lfm2_audio.speech_head import Specials, Speech
+from lfm2_audio.speech_head import DepthHead, Specials, Speech, SpeechHead
 from lfm2_mm.errors import CheckpointError, Lfm2Error
 from lfm2_mm.events import AudioFrame, Done, Error, TextDelta
 from lfm2_mm.request import Handle, Request
 from lfm2_mm.sampling import Sampling
 from lfm2_mm.tokenizer import Tokenizer
 from tests.audio import official
-from tests.audio.speaking import Steps, shared, steps, submit
+from tests.audio.speaking import Steps, prompt, shared, steps, submit
 
 END = [2048] * 8
 GOLDEN = [(mode, which) for mode, some in official.CHOSEN.items() for which in some]
@@ -166,6 +167,16 @@ def test_top_1_is_greedy(model: AudioModel) -> None:
     assert drawn(model, 7, top_k=1) == wanted("interleaved", 15)[:40]
 
 
+def test_codes_without_a_sound_are_not_drawn(
+    model: AudioModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model.speech, "sounds", 5)
+    frames = [step for step in drawn(model, 3, temperature=50.0) if isinstance(step, list)]
+    assert len(frames) > 10
+    assert all(max(frame) < 5 or frame == END for frame in frames)
+    assert {code for frame in frames if frame != END for code in frame} == set(range(5))
+
+
 def test_top_k_keeps_ties(model: AudioModel, monkeypatch: pytest.MonkeyPatch) -> None:
     tied = torch.zeros(2049)
     tied[[10, 20, 30]] = 9.0  # three share the second place of two
@@ -176,6 +187,42 @@ def test_top_k_keeps_ties(model: AudioModel, monkeypatch: pytest.MonkeyPatch) ->
     )
     frames = [step for step in drawn(model, 1, top_k=2) if isinstance(step, list)]
     assert {code for frame in frames for code in frame} == {10, 20, 30, 40}
+
+
+# --- another depth head
+
+
+class Counting:
+    """Says frames of its number, and ends speech with the fifth; chooses all codes in one go."""
+
+    end = 2048
+
+    def __init__(self) -> None:
+        self.said = 0
+
+    def frames(self, hidden: torch.Tensor, choose: Any) -> torch.Tensor:
+        scores = torch.zeros(len(hidden), 2049)
+        scores[:, self.said if self.said < 4 else self.end] = 1.0
+        self.said += 1
+        return torch.stack([choose(book, scores) for book in range(8)], 1)
+
+    def pack(self) -> Iterator[None]:
+        yield from ()
+
+
+def test_any_depth_head_will_do(model: AudioModel) -> None:
+    assert isinstance(model.speech.depthformer, DepthHead)
+    counting: DepthHead = Counting()
+    head = SpeechHead(
+        model.head, counting, model.speech.frames, model.tokenizer, n_text=2, n_audio=3
+    )
+    given = prompt(model, 15)
+    asked = Request(prompt=given, generation=Speech(head=head), max_tokens=9, reuse=False)
+    answer = steps(list(model.engine.submit(asked)))
+    kinds = "".join("A" if isinstance(step, list) else "t" for step in answer)
+    assert kinds == "ttAAAttAA"
+    frames = [step for step in answer if isinstance(step, list)]
+    assert frames == [*([k] * 8 for k in range(4)), END]
 
 
 # --- what goes wrong

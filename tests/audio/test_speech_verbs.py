@@ -4,8 +4,10 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
+from time import sleep
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +23,7 @@ from lfm2_audio.waveform import Audio, read_audio
 from lfm2_mm import loading
 from tests.audio import official
 from tests.audio.verbs import Run, runner, sentence
+from tests.audio.voice_devices import FakeSounddevice
 
 RATE = 16000
 
@@ -278,59 +281,88 @@ def test_texts_are_cut_between_sentences(text: str, longest: int, pieces: list[s
     assert text_pieces(text, longest) == pieces
 
 
-class FakeStream:
-    """What sounddevice gives, as far as it is used."""
+def pulled(fake: FakeSounddevice, ready: Callable[[], bool]) -> tuple[Thread, list[np.ndarray]]:
+    """A loudspeaker that plays once `ready`, until it is closed."""
+    heard: list[np.ndarray] = []
 
-    made: list[FakeStream] = []
+    def pump() -> None:
+        while not (fake.streams and fake.stream("output").started and ready()):
+            sleep(0.002)
+        while not fake.stream("output").closed:
+            heard.append(fake.stream("output").pull(480))
+            sleep(0.0005)
 
-    def __init__(self, **options: Any) -> None:
-        self.options, self.written, self.calls = options, 0, ["open"]
-        FakeStream.made.append(self)
-
-    def start(self) -> None:
-        self.calls.append("start")
-
-    def write(self, block: np.ndarray[Any, Any]) -> None:
-        assert block.dtype == np.float32 and block.shape[1] == 1
-        self.written += len(block)
-
-    def stop(self) -> None:
-        self.calls.append("stop")
-
-    def close(self) -> None:
-        self.calls.append("close")
+    thread = Thread(target=pump, daemon=True)
+    thread.start()
+    return thread, heard
 
 
-class PortAudioError(Exception):
-    pass
+def test_speech_is_made_while_it_is_played_and_played_to_its_end(
+    run: Run, model: Scripted, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nothing is played before all is made here: whoever waited to be heard would wait for ever."""
+    fake, said = FakeSounddevice(), list[str]()
+    monkeypatch.setitem(sys.modules, "sounddevice", fake)
+    speak = model.speak
+
+    def noted(text: str, **options: Any) -> Iterator[Audio]:
+        yield from speak(text, **options)
+        said.append(text)
+
+    monkeypatch.setattr(model, "speak", noted)
+    thread, heard = pulled(fake, lambda: bool(said))
+    result = run("speak", "one two three", "--play", "-o", tmp_path / "too.wav")
+    thread.join(timeout=20)
+    assert result.exit_code == 0, result.output
+    assert fake.stream("output").options["samplerate"] == 24000
+    sound = np.concatenate(heard)
+    assert (sound[:7200] == 0.25).all() and not sound[7200 + 120 :].any()  # but for the fade
+    assert read_audio(tmp_path / "too.wav").duration == pytest.approx(0.3)
 
 
-def test_speech_is_played_as_it_comes(
+def test_a_loudspeaker_of_another_rate_plays_too(
     run: Run, model: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake = SimpleNamespace(OutputStream=FakeStream, PortAudioError=PortAudioError)
+    fake = FakeSounddevice(rates=(48000,))
     monkeypatch.setitem(sys.modules, "sounddevice", fake)
-    FakeStream.made = []
+    thread, heard = pulled(fake, lambda: True)
     assert run("speak", "one two three", "--play").exit_code == 0
-    (stream,) = FakeStream.made
-    assert stream.options == {"samplerate": 24000, "channels": 1, "dtype": "float32"}
-    assert stream.written == 7200 and stream.calls == ["open", "start", "stop", "close"]
+    thread.join(timeout=20)
+    assert np.count_nonzero(np.concatenate(heard).round(2) == 0.25) > 13000
 
 
 def test_no_loudspeaker_is_one_sentence(
     run: Run, model: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(**options: Any) -> Any:
-        raise PortAudioError("no default\noutput device")
-
-    fake = SimpleNamespace(OutputStream=refuse, PortAudioError=PortAudioError)
+    fake = FakeSounddevice("Microphone")
     monkeypatch.setitem(sys.modules, "sounddevice", fake)
+    monkeypatch.setattr(speaking, "load_audio_model", None)  # known before a model is loaded
     text = sentence(run("speak", "one", "--play"))
-    assert text == (
-        "there is no loudspeaker to play on (no default output device); write a file with -o"
-    )
+    assert text == "no loudspeaker was found; write a file with -o"
     monkeypatch.setitem(sys.modules, "sounddevice", None)
-    assert "install PortAudio, or write a file with -o" in sentence(run("speak", "one", "--play"))
+    assert sentence(run("speak", "one", "--play")) == (
+        "sounddevice is not installed; run pip install 'lfm2-mm[audio]'"
+    )
+
+
+def test_a_loudspeaker_that_goes_leaves_the_file(
+    run: Run, model: Scripted, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake = FakeSounddevice()
+    monkeypatch.setitem(sys.modules, "sounddevice", fake)
+
+    def speak(text: str, **options: Any) -> Iterator[Audio]:
+        yield Audio(torch.full((2400,), 0.25), 24000)
+        fake.pull_out()
+        yield Audio(torch.full((2400,), 0.25), 24000)
+
+    monkeypatch.setattr(model, "speak", speak)
+    result = run("speak", "one two", "--play", "-o", tmp_path / "rest.wav")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == (
+        "error: the loudspeaker 'Built-in Speaker' went away; write a file with -o"
+    )
+    assert read_audio(tmp_path / "rest.wav").duration == pytest.approx(0.2)
 
 
 def test_the_default_model_is_the_embedded_one_or_an_audio_model_of_the_settings(

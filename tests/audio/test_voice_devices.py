@@ -10,6 +10,7 @@ import pytest
 
 from lfm2_audio.voice import devices as module
 from lfm2_audio.voice.devices import Microphone, Player, list_devices, pick, play
+from lfm2_audio.voice.events import ResponseDone, SpeechStopped, VoiceEvent
 from lfm2_audio.voice.live import Live, converse
 from lfm2_audio.voice.settings import VoiceSettings
 from lfm2_audio.voice.turns import TurnSettings
@@ -244,7 +245,7 @@ def test_a_live_conversation(sound: FakeSounddevice) -> None:
 
 
 def test_a_device_unplugged_mid_turn_loses_nothing(sound: FakeSounddevice) -> None:
-    model = FakeModel(spoken(200))
+    model, told = FakeModel(spoken(200)), list[VoiceEvent]()
     live = converse(model, Talk(), settings=VoiceSettings(output_delay_ms=10))
     with pytest.raises(DeviceError, match="went away; plug it in again"), live:
         room = Room(sound, live)
@@ -252,14 +253,41 @@ def test_a_device_unplugged_mid_turn_loses_nothing(sound: FakeSounddevice) -> No
         until(lambda: live.loop.speaker.pending > 24000)
         room.hear(np.zeros(20 * 512, dtype=np.float32))
         sound.pull_out()
-        for _ in live.events():
-            pass
+        for event in live.events():
+            told.append(event)
+    (done,) = [event for event in told if isinstance(event, ResponseDone)]
+    assert done.status == "cancelled"
+    assert {"output_audio_buffer.cleared", "conversation.item.truncated"} <= {
+        event.type for event in told
+    }
     talk = talk_of(live.loop)
     assert talk.roles() == "ua"
     heard = live.loop.speaker.heard
     assert heard > 0
     assert len(talk.frames(1)) == (heard - 240) // 1920
     assert all(handle.cancelled for handle in model.handles[-1:])
+
+
+def test_a_question_that_the_cable_cuts_short_is_kept_and_told(sound: FakeSounddevice) -> None:
+    live, told = converse(FakeModel(), Talk()), list[VoiceEvent]()
+    with pytest.raises(DeviceError, match="went away"), live:
+        Room(sound, live).hear(clip("question")[:24000])
+        sound.pull_out()
+        for event in live.events():
+            told.append(event)
+    assert talk_of(live.loop).roles() == "u"
+    (stopped,) = [event for event in told if isinstance(event, SpeechStopped)]
+    assert stopped.audio_end_ms == 1504  # 1500 ms, in windows of 32
+    assert 1.0 < talk_of(live.loop).seconds(0) <= 1.504
+
+
+def test_a_loudspeaker_that_goes_alone_ends_it_too(sound: FakeSounddevice) -> None:
+    live = converse(FakeModel(), Talk())
+    with pytest.raises(DeviceError, match="the loudspeaker 'Built-in Speaker' went away"), live:
+        sound.pull_out("output")
+        sound.stream("input").feed(np.zeros(512, dtype=np.float32))
+        for _ in live.events():
+            pass
 
 
 def test_closing_twice_and_from_elsewhere(sound: FakeSounddevice) -> None:

@@ -100,8 +100,8 @@ def test_usage_adds_up() -> None:
 
 
 def test_sound_travels_as_16_bit_integers() -> None:
-    loud = np.array([0.0, 0.5, -0.5, 2.0, -2.0], dtype=np.float32)
-    assert np.frombuffer(pcm16(loud), "<i2").tolist() == [0, 16383, -16383, 32767, -32767]
+    loud = np.array([0.0, 0.5, -0.5, 2.0, -np.inf, np.nan], dtype=np.float32)
+    assert np.frombuffer(pcm16(loud), "<i2").tolist() == [0, 16383, -16383, 32767, -32767, 0]
     event = events.OutputAudioDelta(**OUT, samples=loud, rate=24000)
     assert base64.b64decode(event.to_realtime()["delta"]) == pcm16(loud)
 

@@ -300,6 +300,16 @@ def test_too_loud_samples_are_clipped_and_do_not_wrap(tmp_path: Path) -> None:
     assert back[0] > 0.999 and back[1] == -1.0
 
 
+@pytest.mark.parametrize("form", ["wav", "flac", "ogg", "opus", "mp3"])
+def test_samples_that_are_no_numbers_are_written_as_silence(form: str) -> None:
+    """libsndfile's MP3 encoder ends the whole process when it meets a NaN."""
+    samples = torch.from_numpy(tone(1.0, 24000))
+    samples[1000:1100], samples[2000] = float("nan"), float("inf")
+    back = read_audio(Audio(samples, 24000).to_bytes(form))
+    assert back.duration == pytest.approx(1.0, abs=0.12)
+    assert pitch(back) == pytest.approx(440, abs=3)
+
+
 def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
     audio = Audio(torch.zeros(RATE), RATE)
     with pytest.raises(SettingError, match=r"written as 'docx'; use a name that ends with .wav"):

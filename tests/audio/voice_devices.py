@@ -78,11 +78,12 @@ class FakeSounddevice:
         self.streams.append(FakeStream(self, side, options))
         return self.streams[-1]
 
-    def pull_out(self) -> None:
-        """The cable: streams end, and nothing can be done with them any more."""
+    def pull_out(self, *sides: str) -> None:
+        """The cable of these sides, or of all: streams end, and cannot be stopped any more."""
         self.unplugged = True
         for stream in self.streams:
-            stream.options["finished_callback"]()
+            if not sides or stream.side in sides:
+                stream.options["finished_callback"]()
 
     def stream(self, side: str) -> FakeStream:
         """The newest stream of a side."""

@@ -56,7 +56,7 @@ class FakeStream:
 
 
 class FakeCodec:
-    rate, samples_per_frame, codebooks = RATE, FRAME, CODEBOOKS
+    rate, samples_per_frame, codebooks, entries = RATE, FRAME, CODEBOOKS, 2048
 
     def decode(self, codes: Tensor) -> Tensor:
         stream = FakeStream()

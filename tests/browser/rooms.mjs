@@ -66,7 +66,7 @@ async function picture() {
   await page.getByRole("button", { name: "Ask", exact: true }).click();
   await page.waitForSelector("picture-room .card .small:not(:empty)");
   assert.equal(await page.textContent("picture-room .card p"), "red");
-  await page.locator("picture-room").getByLabel("Question").fill("What shape is orange?");
+  await page.locator("picture-room").getByLabel("Question").fill("What colour is the star?");
   await page.keyboard.press("Enter");
   await page.waitForFunction(() => document.querySelectorAll("picture-room .card .small:not(:empty)").length === 2);
   assert.match(await page.textContent("picture-room .card .small"), /cached/);
@@ -114,9 +114,22 @@ async function voice() {
     await start.click();
     await page.waitForFunction(() => /listening|you speak/.test(document.querySelector("voice-room [role=status]")?.textContent ?? ""), null, { timeout: 60000 });
     await page.waitForSelector("voice-room .card.you", { timeout: 120000 });
-    await page.waitForFunction(() => [...document.querySelectorAll("voice-room .card:not(.you) p:first-of-type")].some((one) => one.textContent), null, { timeout: 120000 });
+    const wanted = process.env.ANSWER ?? "";
+    await page.waitForFunction((text) => [...document.querySelectorAll("voice-room .card:not(.you) p:first-of-type")]
+      .some((one) => one.textContent && one.textContent.includes(text)), wanted, { timeout: 120000 });
+    await page.waitForFunction(() => /first sound/.test(document.querySelector("voice-room .card:not(.you) .small")?.textContent ?? ""), null, { timeout: 120000 });
+    await page.waitForFunction(() => !["", "(spoken)"].includes(document.querySelector("voice-room .card.you p")?.textContent ?? ""), null, { timeout: 120000 });
+    await page.waitForFunction(() => /real time/.test(document.querySelector("voice-room .card:not(.you)")?.textContent ?? ""), null, { timeout: 60000 });
+    const order = await page.locator("voice-room .card h2").allTextContents();
+    assert.deepEqual(order, ["You", "Model"], "a question stands above its answer");
+    await accessible(page, "voice");
     await shot(page, "voice");
     await page.getByRole("button", { name: "Stop" }).click();
+    await page.setViewportSize({ width: 390, height: 800 });
+    const width = await page.evaluate(() => document.documentElement.scrollWidth);
+    assert.ok(width <= 390, `the voice room is ${width} wide on a phone`);
+    await page.emulateMedia({ colorScheme: "dark" });
+    await shot(page, "phone");
   }
   assert.deepEqual(wrong, []);
   await page.context().close();

@@ -28,11 +28,12 @@ def main() -> int:
     documents = ROOT / "retrieval/lfm2_retrieval/samples/documents"
     files = sorted(str(path) for path in documents.iterdir() if path.is_file())
     pictures = ROOT / "docs/images"
-    speech = ROOT / "audio/lfm2_audio/samples/mike-open.wav"
+    speech = ROOT / "audio/lfm2_audio/samples/klatt3-arithmetic.wav"
     options = ServerOptions(models=tuple(model.name for model in embedded_models()))
     with running(options) as base:
         command = ["node", "rooms.mjs", base, str(pictures), *files]
-        env = {"SPEECH": str(speech), **os.environ, "CHROMIUM": browser}
+        heard = {"SPEECH": str(speech), "ANSWER": "six"}
+        env = {**heard, **os.environ, "CHROMIUM": browser}
         return subprocess.run(command, cwd=Path(__file__).parent, env=env).returncode
 
 

@@ -5,6 +5,7 @@ import { test } from "node:test";
 
 import { fromBase64, toBase64 } from "../../lfm2_mm/web/static/pcm.js";
 import { events, Lines } from "../../lfm2_mm/web/static/sse.js";
+import { place } from "../../lfm2_mm/web/static/turns.js";
 
 const TEXT = 'data: {"a": "é😀"}\n\n: comment\n\ndata: two\r\ndata: lines\r\n\r\ndata: [DONE]\n\n';
 
@@ -49,4 +50,25 @@ test("samples survive the way to 16 bits and back", () => {
 test("what is too loud is clipped, not wrapped", () => {
   const back = fromBase64(toBase64(Float32Array.of(2, -2, 1, -1)));
   assert.deepEqual([...back].map((value) => Math.sign(value)), [1, -1, 1, -1]);
+});
+
+/** Ids as they stand after news of turns, each [id, who, after]. */
+function standing(...news) {
+  const turns = [];
+  for (const [id, who, after] of news) turns.splice(place(turns, who, after), 0, { id, who });
+  return turns.map((turn) => turn.id).join(" ");
+}
+
+test("turns stand as their items do, whatever comes first", () => {
+  assert.equal(standing(["q1", "you", null], ["a1", "model", "q1"], ["q2", "you", "a1"]), "q1 a1 q2");
+  // the next question is committed while the answer before it is not announced
+  assert.equal(standing(["q1", "you", null], ["q2", "you", "q1"], ["a1", "model", "q1"]), "q1 a1 q2");
+});
+
+test("a question does not come between another and its answer, of which nothing was heard", () => {
+  assert.equal(standing(["q1", "you", null], ["a1", "model", "q1"], ["q2", "you", "q1"]), "q1 a1 q2");
+});
+
+test("a turn behind one that is not shown stands at the end", () => {
+  assert.equal(standing(["q1", "you", null], ["a1", "model", "q1"], ["q2", "you", "gone"], ["a2", "model"]), "q1 a1 q2 a2");
 });

@@ -88,6 +88,8 @@ def test_memory_counts_weights_keys_and_columns() -> None:
     }
     keys = 2 * 2 * 2 * 2 * 4096
     assert memory_need(config, 100, torch.bfloat16) == 2 * (100 + keys + 3 * 8)
+    rows = 2 * 2 * 2 * 4096
+    assert memory_need(config, 100, torch.float32, "int8") == 4 * (100 + 3 * 8) + rows * (2 + 4)
 
 
 def test_doctor_tells_what_was_found(run: Run, nano_folder: Path) -> None:

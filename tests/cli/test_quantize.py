@@ -49,6 +49,17 @@ def test_the_option_packs_while_loading(nano_folder: Path, run: Run) -> None:
     )
 
 
+def test_keys_and_values_in_bytes(nano_folder: Path, text_folder: Path, run: Run) -> None:
+    options = ("--kv-cache-dtype", "int8", "-m", text_folder, "-q", "--max-tokens", 2)
+    assert run("chat", *options, stdin="hello\n").exit_code == 0
+    wrong = run("chat", "--kv-cache-dtype", "int4", stdin="hello\n")
+    assert wrong.exit_code == 1
+    assert (
+        "kv_cache_dtype is 'int4' (from flag --kv-cache-dtype): it must be one of auto, int8"
+        in (wrong.stderr)
+    )
+
+
 def test_what_holds_something_else_is_kept(text_folder: Path, run: Run, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine", "utf-8")
     done = run("quantize", text_folder, "-o", tmp_path)

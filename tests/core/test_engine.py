@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lfm2_mm.cache import KVCacheDtype
 from lfm2_mm.chat import Prompt, Slot
 from lfm2_mm.constrain import Constraint
 from lfm2_mm.errors import ConstraintError, ContextOverflow, InputError, Lfm2Error
@@ -82,7 +83,9 @@ def test_an_end_token_ends(model: Model) -> None:
 # --- many at once
 
 
-def test_together_equals_alone_whatever_the_chunks(model: Model) -> None:
+@pytest.mark.parametrize("kv", ["auto", "int8"])
+def test_together_equals_alone_whatever_the_chunks(model: Model, kv: KVCacheDtype) -> None:
+    model.engine.kv_cache_dtype = kv
     prompts = [raw(n, seed=n) for n in (3, 90, 17, 41, 1)]
     alone = [submit(model, prompt, max_tokens=12, reuse=False).text() for prompt in prompts]
     for chunk, running in ((2048, 32), (16, 32), (7, 2), (1, 3)):
@@ -92,7 +95,9 @@ def test_together_equals_alone_whatever_the_chunks(model: Model) -> None:
         assert [handle.text() for handle in handles] == alone
 
 
-def test_equal_prompts_with_a_shared_prefix_do_not_meet(model: Model) -> None:
+@pytest.mark.parametrize("kv", ["auto", "int8"])
+def test_equal_prompts_with_a_shared_prefix_do_not_meet(model: Model, kv: KVCacheDtype) -> None:
+    model.engine.kv_cache_dtype = kv
     start = raw(30, seed=4)
     submit(model, start, max_tokens=5).text()  # leaves a boundary behind
     tails = [torch.tensor([50 + i, 60 + i]) for i in range(3)]

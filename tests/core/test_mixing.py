@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lfm2_mm.backbone import Backbone
-from lfm2_mm.cache import SequenceCache
+from lfm2_mm.cache import KVCacheDtype, SequenceCache
 from lfm2_mm.config import BackboneConfig
 from lfm2_mm.mixing import Mixing, Packed, Ragged, Whole, short_convolution
 from tests import oracle
 
 CLOSE: dict[str, Any] = {"atol": oracle.CLOSE, "rtol": 0}
+NEAR: dict[str, Any] = {"atol": 2e-2, "rtol": 0}  # numbers may fall to the other code of int8
 
 
 def backbone(name: str) -> Backbone:
@@ -41,6 +42,22 @@ def pieces(net: Backbone, cache: SequenceCache, ids: Tensor, cuts: list[int]) ->
     return torch.cat(out)
 
 
+def in_bytes(net: Backbone, ids: Tensor) -> Tensor:
+    """A whole prompt over keys and values in int8."""
+    return pieces(net, SequenceCache(net.config, kv_cache_dtype="int8"), ids, [len(ids)])
+
+
+@pytest.mark.parametrize("name", ["dense", "odd", "moe"])
+@pytest.mark.parametrize("cuts", [[1] * 21, [7, 1, 13], [20, 1]])
+def test_a_sequence_in_pieces_equals_the_whole_in_bytes(name: str, cuts: list[int]) -> None:
+    net, ids = backbone(name), oracle.ids(21, seed=2)
+    cache = SequenceCache(net.config, kv_cache_dtype="int8")
+    found, wanted = pieces(net, cache, ids, cuts), in_bytes(net, ids)
+    torch.testing.assert_close(found, wanted, **NEAR)
+    exact = whole(net, ids)
+    assert 0 < (wanted - exact).norm() / exact.norm() < 2e-2
+
+
 @pytest.mark.parametrize("name", oracle.TEXT_VARIANTS)
 @pytest.mark.parametrize("cuts", [[1] * 21, [7, 1, 13], [2, 2, 17], [20, 1]])
 def test_a_sequence_in_pieces_equals_the_whole(name: str, cuts: list[int]) -> None:
@@ -50,12 +67,13 @@ def test_a_sequence_in_pieces_equals_the_whole(name: str, cuts: list[int]) -> No
     assert cache.length == 21
 
 
+@pytest.mark.parametrize("kv", ["auto", "int8"])
 @settings(max_examples=15)
 @given(data=st.data())
-def test_any_cuts_of_several_sequences_at_once(data: st.DataObject) -> None:
+def test_any_cuts_of_several_sequences_at_once(kv: KVCacheDtype, data: st.DataObject) -> None:
     net = backbone(data.draw(st.sampled_from(["dense", "odd", "moe"])))
     texts = [oracle.ids(n, seed=n) for n in data.draw(st.lists(st.integers(1, 30), min_size=2))[:4]]
-    caches = [SequenceCache(net.config) for _ in texts]
+    caches = [SequenceCache(net.config, kv_cache_dtype=kv) for _ in texts]
     out: list[list[Tensor]] = [[] for _ in texts]
     while unfinished := [i for i, text in enumerate(texts) if caches[i].length < len(text)]:
         some = data.draw(st.lists(st.sampled_from(unfinished), min_size=1, unique=True))
@@ -68,7 +86,10 @@ def test_any_cuts_of_several_sequences_at_once(data: st.DataObject) -> None:
         for (i, _), rows in zip(runs, torch.split(hidden, [n for _, n in runs]), strict=True):
             out[i].append(rows)
     for text, found in zip(texts, out, strict=True):
-        torch.testing.assert_close(torch.cat(found), whole(net, text), **CLOSE)
+        if kv == "int8":
+            torch.testing.assert_close(torch.cat(found), in_bytes(net, text), **NEAR)
+        else:
+            torch.testing.assert_close(torch.cat(found), whole(net, text), **CLOSE)
 
 
 @pytest.mark.parametrize("name", ["dense", "odd", "moe"])

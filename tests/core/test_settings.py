@@ -77,6 +77,7 @@ def test_threads_from_text(monkeypatch: pytest.MonkeyPatch) -> None:
         ("device", "gpu", "one of auto, cpu, cuda, mps"),
         ("dtype", "int8", "one of auto, float32, bfloat16, float16"),
         ("quantize", "int3", "one of none, int4, int8"),
+        ("kv_cache_dtype", "fp8", "one of auto, int8"),
         ("threads", "0", "a positive integer up to 1024"),
         ("threads", "-2", "a positive integer up to 1024"),
         ("threads", "two", "a positive integer up to 1024"),
@@ -96,7 +97,8 @@ def test_bad_values(monkeypatch: pytest.MonkeyPatch, name: str, value: str, want
     monkeypatch.delenv(variable)
     with pytest.raises(SettingError) as e:
         resolve(**{name: value})
-    assert str(e.value) == f"{name} is {value!r} (from flag --{name}): it must be {wanted}"
+    flag = name.replace("_", "-")
+    assert str(e.value) == f"{name} is {value!r} (from flag --{flag}): it must be {wanted}"
 
 
 def test_a_flag_that_is_no_setting_is_a_programming_error() -> None:
@@ -155,7 +157,7 @@ def test_hugging_face_is_reported_and_the_token_never_shown(
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     found = resolve()
     assert "hf_secret" not in repr(found)
-    assert found.rows()[6:] == [
+    assert found.rows()[7:] == [
         Setting("hf_home", "/somewhere/huggingface", "default"),
         Setting("hf_hub_offline", "yes", "environment variable HF_HUB_OFFLINE"),
         Setting("hf_token", "set", "environment variable HF_TOKEN"),

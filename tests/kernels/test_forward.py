@@ -6,13 +6,14 @@ import copy
 import pickle
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from lfm2_mm.backbone import Backbone
-from lfm2_mm.cache import SequenceCache
+from lfm2_mm.cache import KVCacheDtype, SequenceCache
 from lfm2_mm.config import BackboneConfig
 from lfm2_mm.kernels import native
 from lfm2_mm.kernels.linear import Ready, Scheme, matmul, prepare, quantize
@@ -80,9 +81,12 @@ def quantised(config: BackboneConfig, *schemes: Scheme) -> Backbone:
 
 
 def started(
-    backbone: Backbone, lengths: list[int], dtype: torch.dtype = torch.float32
+    backbone: Backbone,
+    lengths: list[int],
+    dtype: torch.dtype = torch.float32,
+    kv: KVCacheDtype = "auto",
 ) -> list[SequenceCache]:
-    caches = [SequenceCache(backbone.config, dtype=dtype) for _ in lengths]
+    caches = [SequenceCache(backbone.config, dtype=dtype, kv_cache_dtype=kv) for _ in lengths]
     for seed, (cache, n) in enumerate(zip(caches, lengths, strict=True)):
         if n:
             x = torch.randn(n, 128, generator=torch.Generator().manual_seed(seed))
@@ -118,10 +122,14 @@ def distance(found: Tensor, wanted: Tensor) -> float:
 
 
 def compare(
-    backbone: Backbone, lengths: list[int], steps: int = 3, dtype: torch.dtype = torch.float32
+    backbone: Backbone,
+    lengths: list[int],
+    steps: int = 3,
+    dtype: torch.dtype = torch.float32,
+    kv: KVCacheDtype = "auto",
 ) -> float:
     """The largest distance of any step and of the caches afterwards."""
-    first = started(backbone, lengths, dtype)
+    first = started(backbone, lengths, dtype, kv)
     second = [cache.fork() for cache in first]
     most = 0.0
     for seed in range(steps):
@@ -152,6 +160,35 @@ def test_a_step_is_what_the_layers_give(path: str, schemes: tuple[Scheme, ...]) 
 
 
 @pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"head_dim": 48}, {"head_dim": 64}, {"head_dim": 128, "n_kv_heads": 6}, {"n_heads": 18}],
+)
+def test_keys_and_values_in_bytes(path: str, changes: dict[str, Any]) -> None:
+    take(path)
+    backbone = quantised(replace(CONFIG, **changes), "int8-g32")
+    assert compare(backbone, [0, 3, 15, 16, 62, 130, 255], steps=2, kv="int8") < NEAR
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_bytes_are_what_torch_keeps(path: str) -> None:
+    take(path)
+    backbone = quantised(replace(CONFIG, layer_types=("full_attention",)), "int8-g32")
+    first = started(backbone, [5], kv="int8")
+    second, x = [first[0].fork()], torch.randn(1, 128)
+    x[0, :64] *= 1e-3
+    natively(backbone, x, second)
+    by_layers(backbone, x, first)
+    for kind, (a, b) in enumerate(zip(first[0].buffers, second[0].buffers, strict=True)):
+        one, other = a[:, :, :6].float(), b[:, :, :6].float()
+        assert torch.equal(one[:, :, :5], other[:, :, :5])
+        if kind < 2:  # a number between two codes may fall to either
+            assert (one - other).abs().max() <= 1 and (one != other).float().mean() < 0.02
+        else:
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("threads", [2, 3, 7])
 def test_threads_change_nothing(path: str, threads: int) -> None:
     take(path)
@@ -166,10 +203,15 @@ def test_threads_change_nothing(path: str, threads: int) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_together_is_what_each_gives_alone(path: str) -> None:
+@pytest.mark.parametrize("kv", ["auto", "int8", None])
+def test_together_is_what_each_gives_alone(path: str, kv: KVCacheDtype | None) -> None:
     take(path)
     backbone = quantised(CONFIG, "int4-g32")
-    caches = started(backbone, [1, 9, 2, 30, 4, 7, 8, 3, 5])
+    lengths = [1, 9, 2, 30, 4, 7, 8, 3, 5]
+    if kv is None:  # sequences of both kinds share a call
+        caches = started(backbone, lengths[:4], kv="int8") + started(backbone, lengths[4:])
+    else:
+        caches = started(backbone, lengths, kv=kv)
     x = torch.randn(9, 128, generator=torch.Generator().manual_seed(9))
     together = natively(backbone, x, [cache.fork() for cache in caches])
     for i, cache in enumerate(caches):
@@ -253,9 +295,12 @@ def test_the_backbone_takes_the_step_when_it_generates() -> None:
     assert caches[0].length == 4
 
 
-def test_what_is_not_finite_comes_out_as_such() -> None:
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("kv", ["auto", "int8"])
+def test_what_is_not_finite_comes_out_as_such(path: str, kv: KVCacheDtype) -> None:
+    take(path)
     backbone = quantised(CONFIG, "int4-g32")
-    caches = started(backbone, [3, 4])
+    caches = started(backbone, [3, 4], kv=kv)
     x = torch.randn(2, 128)
     x[0, 3] = torch.nan
     found = natively(backbone, x, caches)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lfm2_mm.backbone import Backbone
-from lfm2_mm.cache import SequenceCache, Snapshot
+from lfm2_mm.cache import KVCacheDtype, SequenceCache, Snapshot
 from lfm2_mm.config import BackboneConfig
 from lfm2_mm.kernels import native
 from lfm2_mm.kernels.linear import SCHEMES, Scheme, quantize
@@ -70,8 +70,10 @@ def packed(config: BackboneConfig, *schemes: Scheme) -> Backbone:
     return backbone
 
 
-def started(backbone: Backbone, lengths: Sequence[int]) -> list[SequenceCache]:
-    caches = [SequenceCache(backbone.config) for _ in lengths]
+def started(
+    backbone: Backbone, lengths: Sequence[int], kv: KVCacheDtype = "auto"
+) -> list[SequenceCache]:
+    caches = [SequenceCache(backbone.config, kv_cache_dtype=kv) for _ in lengths]
     for seed, (cache, n) in enumerate(zip(caches, lengths, strict=True)):
         if n:
             run(backbone, rows(n, seed), [cache], [n])
@@ -100,6 +102,7 @@ def run(
 
 
 def distance(found: Tensor, wanted: Tensor) -> float:
+    found, wanted = found.float(), wanted.float()
     return float((found - wanted).norm() / wanted.norm().clamp(min=1e-9))
 
 
@@ -108,10 +111,11 @@ def compare(
     past: Sequence[int],
     counts: Sequence[int],
     marks: Sequence[Sequence[int]] | None = None,
+    kv: KVCacheDtype = "auto",
 ) -> float:
     """The largest distance of rows, keys, values, states and snapshots."""
     assert decode_step(backbone) is not None or native.library() is None
-    first = started(backbone, past)
+    first = started(backbone, past, kv)
     second = [cache.fork() for cache in first]
     x = rows(sum(counts))
     wanted, kept = run(backbone, x, first, counts, marks, layers=True)
@@ -157,13 +161,35 @@ def test_prompts_of_other_shapes(path: str, changes: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_a_row_sees_nothing_behind_itself(path: str) -> None:
+@pytest.mark.parametrize("changes", [{}, {"head_dim": 48}, {"head_dim": 64, "n_kv_heads": 4}])
+def test_prompts_over_bytes(path: str, changes: dict[str, Any]) -> None:
+    take(path)
+    backbone = packed(replace(CONFIG, **changes), "int8-g32")
+    for past in (0, 1, 31, 130):
+        assert compare(backbone, [past], [129], [(1, 33)], kv="int8") < NEAR
+    assert compare(backbone, [10, 0, 7], [1, 30, 12], [(), (3,), (0, 11)], kv="int8") < NEAR
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_chunks_over_bytes_are_the_whole(path: str) -> None:
+    take(path)
+    backbone, x = packed(CONFIG, "int8-g32"), rows(200)
+    whole, _ = run(backbone, x, started(backbone, [0], "int8"), [200])
+    for cuts in ([64, 64, 72], [1, 9, 100, 90]):
+        cache = started(backbone, [0], "int8")
+        pieces = [run(backbone, part, cache, [len(part)])[0] for part in torch.split(x, cuts)]
+        assert distance(torch.cat(pieces), whole) < NEAR
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("kv", ["auto", "int8"])
+def test_a_row_sees_nothing_behind_itself(path: str, kv: KVCacheDtype) -> None:
     take(path)
     backbone = packed(CONFIG, "int8-g32")
     x = rows(60)
-    whole, _ = run(backbone, x, [SequenceCache(CONFIG)], [60])
+    whole, _ = run(backbone, x, started(backbone, [0], kv), [60])
     x[50:] = 9.0
-    other, _ = run(backbone, x, [SequenceCache(CONFIG)], [60])
+    other, _ = run(backbone, x, started(backbone, [0], kv), [60])
     assert torch.equal(whole[:50], other[:50])
 
 

@@ -19,6 +19,7 @@ from lfm2_mm.kernels.linear import dequantize, fits
 from lfm2_mm.quantize.fitting import scheme_for
 from lfm2_mm.quantize.layers import Packed, PackedEmbedding, PackedLinear
 from lfm2_mm.quantize.recipes import RECIPES, recipe
+from lfm2_vision.demo import examples
 from tests import oracle
 
 IDS = list(range(40, 80))
@@ -120,6 +121,32 @@ def test_the_setting_packs_too(monkeypatch: pytest.MonkeyPatch) -> None:
     model = lfm2_mm.load(oracle.folder("dense"), threads=1)
     assert isinstance(model.backbone.layers[0].conv.in_proj, PackedLinear)
     assert model.dtype == torch.float32
+
+
+def test_answers_are_the_same_over_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nano-vl's greedy answers, its weights whole and packed, natively and by torch."""
+    asked = list(examples())[::4][:3]
+
+    def answers(**options: Any) -> list[str]:
+        model = lfm2_mm.load("nano-vl", threads=1, **options)
+        assert model.engine.kv_cache_dtype == options.get("kv_cache_dtype", "auto")
+        return [str(model.ask(question, images=[path])) for path, question, _ in asked]
+
+    wanted = answers()
+    assert answers(kv_cache_dtype="int8") == wanted
+    assert answers(kv_cache_dtype="int8", quantize="int8") == wanted
+    monkeypatch.setenv("LFM2_MM_NATIVE", "0")
+    assert answers(kv_cache_dtype="int8", quantize="int8") == wanted
+
+
+def test_the_setting_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert loaded("dense").engine.kv_cache_dtype == "auto"
+    says = r"kv_cache_dtype is 'int2' \(from flag --kv-cache-dtype\): it must be one of auto, int8"
+    with pytest.raises(SettingError, match=says):
+        loaded("dense", kv_cache_dtype="int2")
+    monkeypatch.setenv("LFM2_MM_KV_CACHE_DTYPE", "int8")
+    assert loaded("dense").engine.kv_cache_dtype == "int8"
+    assert not hasattr(lfm2_mm.load("nano-colbert", threads=1), "engine")  # keeps none
 
 
 def test_bf16_goes_through() -> None:

@@ -92,6 +92,8 @@ def fitting(schema: dict[str, Any], parts: dict[str, Any]) -> SearchStrategy[Jso
         if several in schema:
             return st.one_of([fitting(one, parts) for one in schema[several]])
     kind = schema.get("type")
+    if isinstance(kind, list):
+        return st.one_of([fitting({**schema, "type": one}, parts) for one in kind])
     if kind == "object":
         return _objects(schema, parts)
     if kind == "array":
@@ -168,14 +170,7 @@ def spoiled(draw: Any, value: Json) -> Json:
 
 
 @st.composite
-def attacks(draw: Any, document: dict[str, Any], names: tuple[str, ...] = ()) -> Attack:
-    """Requests to the routes of an OpenAPI document, most of them wrong in some way.
-
-    Args:
-        draw: Given by hypothesis.
-        document: The OpenAPI document.
-        names: What parameters of paths may be, beside junk.
-    """
+def _attacks(draw: Any, document: dict[str, Any], names: tuple[str, ...]) -> Attack:
     parts = document.get("components", {}).get("schemas", {})
     template = draw(st.sampled_from(sorted(document["paths"])))
     operations = document["paths"][template]
@@ -214,6 +209,23 @@ def attacks(draw: Any, document: dict[str, Any], names: tuple[str, ...] = ()) ->
         names_ = ("X-Request-Id", "Range", "Accept", "Content-Encoding", "Expect", "Cookie")
         headers[draw(st.sampled_from(names_))] = draw(st.sampled_from(["gzip", "\xff", "a" * 999]))
     return Attack(method.upper(), path, headers, body)
+
+
+def attacks(document: dict[str, Any], names: tuple[str, ...] = ()) -> st.SearchStrategy[Attack]:
+    """Requests to the routes of an OpenAPI document, most of them wrong in some way.
+
+    Args:
+        document: The OpenAPI document.
+        names: What parameters of paths may be, beside junk.
+    """
+    paths = {
+        path: {
+            method: {"requestBody": one.get("requestBody", {})} for method, one in routes.items()
+        }
+        for path, routes in document["paths"].items()
+    }
+    asked = {"paths": paths, "components": document.get("components", {})}  # answers are long
+    return _attacks(asked, names)
 
 
 def _short(value: Json) -> Json:

@@ -253,6 +253,12 @@ def test_an_encoder_loses_nothing_however_sound_comes(form: str) -> None:
     assert parts == once and len(once) > 1000
 
 
+@pytest.mark.parametrize("form", ["wav", "pcm", "flac", "mp3", "opus"])
+def test_samples_that_are_no_numbers_do_not_end_the_server(form: str) -> None:
+    encoder, broken = Encoder(form, 24000), np.full(2400, np.nan, dtype=np.float32)
+    assert encoder.push(broken) + encoder.finish()
+
+
 # --- spoken chat -------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from random import Random
 
 import torch
 from tokenizers import Tokenizer
@@ -10,7 +11,9 @@ from tokenizers import Tokenizer
 from lfm2_mm.train.objectives import IGNORE
 from lfm2_vision import nano, nano_recipe
 from lfm2_vision.factors import Exchange, Factors
-from lfm2_vision.scenes import ALL_COLOURS, ALL_SHAPES
+from lfm2_vision.losses import scene_hidden
+from lfm2_vision.scenes import ALL_COLOURS, ALL_SHAPES, generate
+from lfm2_vision.training import SceneEncoder
 
 
 def test_factors_are_told_apart_and_exchanged_one_at_a_time() -> None:
@@ -42,14 +45,16 @@ def test_factors_are_told_apart_and_exchanged_one_at_a_time() -> None:
 
 def test_exchanged_steps_ask_nothing_about_what_is_exchanged() -> None:
     tokenizer = nano.tokenizer_files()["tokenizer.json"]
-    plan = replace(nano_recipe.recipe_more(100), exchanged=1.0)
+    plan = nano_recipe.recipe_more(100)
+    few = tuple(replace(stage, batch=2) for stage in plan.stages)
+    plan = replace(plan, stages=few, exchanged=1.0)
     data = nano_recipe.Batches(plan, tokenizer, nano.IMAGES)
     tower_only = data[2]
     assert tower_only.exchange is None
     decoder, seen = Tokenizer.from_str(tokenizer), set()
     for step in (step for step in range(20, 40) if step % 8):
         batch = data[step]
-        if batch.exchange is None:
+        if batch.exchange is None:  # scenes without names of shapes or colours
             continue
         factor = batch.exchange.factor
         seen.add(factor)
@@ -62,3 +67,20 @@ def test_exchanged_steps_ask_nothing_about_what_is_exchanged() -> None:
             words = decoder.decode(batch.ids[start : start + length].tolist()).lower()
             assert not any(name in words for name in names), words
     assert seen == {"shape", "colour"}
+
+
+def test_the_connector_learns_nothing_from_exchanged_rows() -> None:
+    encoder = SceneEncoder(
+        Tokenizer.from_str(nano.tokenizer_files()["tokenizer.json"]), nano.IMAGES
+    )
+    sample = generate(3, 1, profile=nano_recipe.NEAR)
+    model, factors = nano.build(), Factors(nano.BACKBONE.hidden_size, 8, 12)
+    connector = next(model.multi_modal_projector.parameters())
+    batch = encoder.batch([sample])
+    torch.autograd.backward(scene_hidden(model, batch, factors=factors).last.sum())
+    assert connector.grad is not None
+    connector.grad = None
+    exchanged = replace(batch, exchange=Exchange.drawn("shape", 8, Random(0)))
+    torch.autograd.backward(scene_hidden(model, exchanged, factors=factors).last.sum())
+    assert connector.grad is None
+    assert any(p.grad is not None for p in model.language_model.parameters())

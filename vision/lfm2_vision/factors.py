@@ -40,9 +40,9 @@ class Exchange:
 
     @classmethod
     def drawn(cls, factor: Factor, classes: int, rng: Random) -> Exchange:
-        """Mixtures from a symmetric Dirichlet distribution of concentration 0.3 each."""
+        """Mixtures from a symmetric Dirichlet distribution of concentration 0.1 each."""
         draws = [
-            [rng.gammavariate(0.3, 1.0) + 1e-9 for _ in range(classes)] for _ in range(classes)
+            [rng.gammavariate(0.1, 1.0) + 1e-9 for _ in range(classes)] for _ in range(classes)
         ]
         mixture = torch.tensor(draws, dtype=torch.float32)
         return cls(factor, mixture / mixture.sum(1, keepdim=True))

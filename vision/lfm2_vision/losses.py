@@ -240,8 +240,9 @@ def scene_hidden(
         x = x.to(torch.get_autocast_dtype(x.device.type))
     read = cells
     if factors is not None and batch.exchange is not None:
+        # detached: a connector that learnt from these would grow its rows out of reach
         read = factors.exchanged(
-            cells, batch.cell_share, batch.cell_shape, batch.cell_colour, batch.exchange
+            cells.detach(), batch.cell_share, batch.cell_shape, batch.cell_colour, batch.exchange
         )
     x = x.index_copy(0, batch.image_positions, read.to(x.dtype))
     attentions = [i for i, block in enumerate(backbone.layers) if block.is_attention]

@@ -88,7 +88,7 @@ class Recipe:
 
 STEPS = 9000
 """Length of the recipe from nothing. It was never run to its end: docs/LOG.md has the lineage."""
-MORE_STEPS = 6000
+MORE_STEPS = 5000
 """Length of the recipe that goes on from the embedded weights."""
 
 _ALL = Profile(shapes=ALL_SHAPES, colours=ALL_COLOURS)
@@ -153,7 +153,7 @@ def recipe_more(steps: int = MORE_STEPS, seed: int = 20261124) -> Recipe:
         schedule=Schedule(steps=steps, warmup=100, peak=6e-4),
         questions=12,
         repeated=0.5,
-        exchanged=0.6,
+        exchanged=0.75,
         weights=(
             ("shape", 4.0),
             ("exist", 4.0),

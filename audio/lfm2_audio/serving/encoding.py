@@ -57,8 +57,8 @@ class Encoder:
             self._file = self._open()
 
     def push(self, samples: Float[np.ndarray, " n"]) -> bytes:
-        """Bytes that are settled by these further samples."""
-        samples = np.clip(np.asarray(samples, dtype=np.float32), -1, 1)
+        """Bytes that are settled by these further samples; NaN, of which LAME dies, is silence."""
+        samples = np.clip(np.nan_to_num(np.asarray(samples, dtype=np.float32)), -1, 1)
         if self._form == "flac":
             self._kept.append(samples)
             return b""

@@ -33,6 +33,7 @@ from lfm2_audio.waveform import Audio, read_audio
 from lfm2_mm.errors import AudioTooLong
 from lfm2_mm.events import Done
 from lfm2_mm.server.context import Context, context_of, until_gone
+from lfm2_mm.server.document import gives
 from lfm2_mm.server.options import Limits
 from lfm2_mm.server.problems import ApiError, body_of, from_exception
 from lfm2_mm.server.registry import Served
@@ -53,6 +54,9 @@ _NO_STORE = {"cache-control": "no-store", "x-accel-buffering": "no"}
 @router.post(
     "/v1/audio/transcriptions",
     tags=["audio"],
+    responses=gives(
+        "application/json", "text/plain", "application/x-subrip", "text/vtt", "text/event-stream"
+    ),
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -220,7 +224,12 @@ async def _transcript_events(
 # --- speech out --------------------------------------------------------------------------------
 
 
-@router.post("/v1/audio/speech", tags=["audio"])
+@router.post(
+    "/v1/audio/speech",
+    tags=["audio"],
+    response_class=Response,
+    responses=gives(*MEDIA_TYPES.values(), "text/event-stream"),
+)
 async def speech(body: SpeechRequest, request: Request) -> Response:
     """Read a text aloud; the sound is sent while it is made."""
     context = context_of(request)

@@ -56,7 +56,7 @@ def voice_of(given: str | dict[str, Any] | None) -> str | None:
 class SpeechRequest(BaseModel):
     """A text to be read aloud. `temperature`, `top_k`, `seed` are extensions."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     input: str = Field(min_length=1, max_length=16_384)
     model: str | None = None

@@ -46,8 +46,8 @@ Status = Literal["in_progress", "completed", "cancelled", "failed", "incomplete"
 
 
 def pcm16(samples: Float[np.ndarray, " n"]) -> bytes:
-    """Samples within -1 and 1 as little-endian 16-bit integers, the Realtime API's `audio/pcm`."""
-    return bytes((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
+    """Samples as little-endian 16-bit integers, the Realtime API's `audio/pcm`; NaN is silence."""
+    return bytes((np.clip(np.nan_to_num(samples), -1, 1) * 32767).astype("<i2").tobytes())
 
 
 def user_item(item_id: str, *, text: str | None = None) -> dict[str, Any]:

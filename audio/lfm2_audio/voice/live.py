@@ -91,16 +91,18 @@ class Live:
         """What happens, until `close`.
 
         Raises:
-            DeviceError: if a device goes away; the conversation up to then is in `loop`.
+            DeviceError: if a device goes away; the conversation up to then is in `loop`, and how
+                it came to its end is told before.
         """
-        while True:
-            event = self._events.get()
-            if event is None:
-                return
+        problem: BaseException | None = None
+        while (event := self._events.get()) is not None:
             if isinstance(event, BaseException):
+                problem = problem or event
                 self.close()
-                raise event
-            yield event
+            else:
+                yield event
+        if problem is not None:
+            raise problem
 
     def close(self) -> None:
         """End it; may be called from any thread, and again."""

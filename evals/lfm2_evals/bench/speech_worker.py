@@ -48,10 +48,12 @@ class Speech:
 
     def _reading(self) -> dict[str, int]:
         """Bytes of the weights that a step reads, as they lie in memory."""
+        from lfm2_audio.depthformer import Depthformer
         from lfm2_audio.detokenizer import Detokenizer
 
         model = self.model
         depth = model.speech.depthformer
+        assert isinstance(depth, Depthformer)
         books = _nbytes(depth.depth_embeddings)
         stack = _nbytes(depth.depthformer)
         codec = model.codec

@@ -24,10 +24,21 @@ inline __m512 power(__m512 x) {
     return _mm512_maskz_scalef_ps(some, y, whole);
 }
 
-// 32 numbers of a row as bf16.
-inline __m512i halves(const void *rows, int64_t at, bool bf16) {
-    if (bf16) return _mm512_loadu_si512(static_cast<const uint16_t *>(rows) + at);
-    const float *from = static_cast<const float *>(rows) + at;
+// 32 numbers of row `t` as bf16.
+inline __m512i halves(const lfm2_kept &kept, int64_t t, int64_t e, int64_t k) {
+    const int64_t at = t * e + k;
+    if (kept.scales) {
+        const int8_t *from = static_cast<const int8_t *>(kept.rows) + at;
+        const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(from));
+        const __m512 scale = _mm512_set1_ps(kept.scales[t]);
+        const auto scaled = [&](__m128i some) {
+            return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(some)), scale);
+        };
+        const __m512 low = scaled(_mm256_castsi256_si128(bytes)), high = scaled(_mm256_extracti128_si256(bytes, 1));
+        return (__m512i)_mm512_cvtne2ps_pbh(high, low);
+    }
+    if (kept.bf16) return _mm512_loadu_si512(static_cast<const uint16_t *>(kept.rows) + at);
+    const float *from = static_cast<const float *>(kept.rows) + at;
     return (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + 16), _mm512_loadu_ps(from));
 }
 
@@ -36,7 +47,7 @@ void lay_keys(const lfm2_view &view, int64_t total, int64_t filled, uint16_t *to
     const int64_t steps = view.e / 32;
     for (int64_t t = 0; t < filled; ++t)
         for (int64_t k = 0; k < steps; ++k) {
-            const __m512i row = t < total ? halves(view.keys, t * view.e + 32 * k, view.bf16) : _mm512_setzero_si512();
+            const __m512i row = t < total ? halves(view.keys, t, view.e, 32 * k) : _mm512_setzero_si512();
             _mm512_store_si512(to + (t / 16 * steps + k) * 512 + t % 16 * 32, row);
         }
 }
@@ -46,7 +57,7 @@ void lay_values(const lfm2_view &view, int64_t total, int64_t filled, uint16_t *
     alignas(64) uint16_t row[32];
     for (int64_t t = 0; t < filled; ++t)
         for (int64_t k = 0; k < view.e; k += 32) {
-            const __m512i some = t < total ? halves(view.values, t * view.e + k, view.bf16) : _mm512_setzero_si512();
+            const __m512i some = t < total ? halves(view.values, t, view.e, k) : _mm512_setzero_si512();
             _mm512_store_si512(row, some);
             uint16_t *column = to + (t / 32 * view.e + k) * 32 + t % 32;
             for (int64_t i = 0; i < 32; ++i) column[i * 32] = row[i];

@@ -25,7 +25,7 @@
 #endif
 
 // Raised whenever an exported function changes its arguments or meaning; native.py has the same.
-static constexpr int kInterface = 1;
+static constexpr int kInterface = 2;
 
 namespace {
 

@@ -150,28 +150,33 @@ struct Worker {
         rotate(key, layer.key_norm, cosines, 1.0f);
         const float scale = 1.0f / sqrtf(static_cast<float>(e));
         for (int64_t h = 0; h < count; ++h) rotate(query + h * e, layer.query_norm, cosines, scale);
-        const int64_t at = ((slot * groups + g) * sequence.capacity + sequence.position + i) * e;
-        call.path.keep(key, e, sequence.keys, at, call.bf16);
-        call.path.keep(value, e, sequence.values, at, call.bf16);
+        const int64_t at = sequence.position + i;
+        call.path.keep(key, e, kept(sequence, sequence.keys, sequence.key_scales, slot, g), at);
+        call.path.keep(value, e, kept(sequence, sequence.values, sequence.value_scales, slot, g), at);
+    }
+
+    // One group's rows of keys or values.
+    lfm2_kept kept(const lfm2_sequence &sequence, void *rows, float *scales, int64_t slot, int64_t g) const {
+        const int64_t first = (slot * model().groups + g) * sequence.capacity;
+        const int64_t size = scales ? 1 : call.bf16 ? 2 : 4;
+        return {static_cast<char *>(rows) + first * model().e * size, scales ? scales + first : nullptr, call.bf16};
     }
 
     // One group of one sequence, whose rows begin at row `at`.
     void attend(const lfm2_sequence &sequence, int64_t slot, int64_t g, int64_t at) const {
         const int64_t e = model().e, groups = model().groups, count = model().heads / groups;
         const int64_t q_size = model().heads * e, stride = q_size + 2 * groups * e;
-        const int64_t bytes = (slot * groups + g) * sequence.capacity * e * (call.bf16 ? 2 : 4);
-        const char *keys = static_cast<const char *>(sequence.keys) + bytes;
-        const char *values = static_cast<const char *>(sequence.values) + bytes;
+        const lfm2_kept keys = kept(sequence, sequence.keys, sequence.key_scales, slot, g);
+        const lfm2_kept values = kept(sequence, sequence.values, sequence.value_scales, slot, g);
         const float *query = shared.wide + at * stride + g * count * e;
         float *out = shared.mixed + at * q_size + g * count * e;
         if (sequence.count <= kFew) {
             for (int64_t i = 0; i < sequence.count; ++i)
                 call.path.attend(query + i * stride, count, e, keys, values, sequence.position + i + 1,
-                                 call.bf16, out + i * q_size);
+                                 out + i * q_size, own.attend);
             return;
         }
-        const lfm2_view view{query,  stride, sequence.count, count, e, keys,
-                             values, sequence.position, call.bf16, out, q_size};
+        const lfm2_view view{query, stride, sequence.count, count, e, keys, values, sequence.position, out, q_size};
 #if defined(__x86_64__)
         if (call.amx && e % 32 == 0) return lfm2_attend_amx(view, own.attend);
 #endif
@@ -422,7 +427,7 @@ LFM2_EXPORT int lfm2_forward(const lfm2_model *model, float *x, int64_t n, const
     if (!common) return 1;
     Carver carver{common};
     const Shared shared(carver, call);
-    const int64_t attend = longest ? lfm2_attend_room(longest, m.e) : 0;
+    const int64_t attend = lfm2_attend_room(larger(longest, 1), m.e);
     lfm2_barrier barrier;
     int failed = 0;
     lfm2_parallel(threads, [&](int thread, int all) {

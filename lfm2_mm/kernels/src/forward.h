@@ -1,7 +1,8 @@
 // The new rows of several sequences through all layers of an LFM2 backbone, dense or sparse.
 //
 // The numbers that pass between layers are fp32; products are those of linear.h. What is kept from
-// call to call (keys, values, inputs of convolutions) has the caller's number format.
+// call to call (keys, values, inputs of convolutions) has the caller's number format; keys and values
+// may also be bytes, each row with a scale.
 #pragma once
 
 #include "linear.h"
@@ -47,6 +48,8 @@ struct lfm2_sequence {
     int64_t position;        // where its first new row stands; as many rows are behind it
     int64_t count;           // its new rows
     void *keys, *values;     // [attention layers, g, capacity, e]
+    // of bytes [attention layers, g, capacity]: what a row's codes are multiplied with; else null
+    float *key_scales, *value_scales;
     int64_t capacity;
     void *const *states;     // of each convolution: its last k - 1 inputs, [k - 1, d], oldest first
     int64_t ends;            // how many states are wanted
@@ -54,18 +57,24 @@ struct lfm2_sequence {
     void *const *next;       // [ends, convolutions]: the states there; other memory
 };
 
+// Keys or values of one group: rows of `e` numbers in fp32, in bf16, or, where there are scales, in int8.
+struct lfm2_kept {
+    void *rows;
+    float *scales;  // [rows] or null
+    bool bf16;
+};
+
 // A head's rows of several positions, and what they see.
 struct lfm2_view {
     const float *q;           // [n, stride]: of each row the heads of one group side by side
     int64_t stride, n, heads, e;
-    const void *keys, *values;  // [past + n, e]
+    lfm2_kept keys, values;  // past + n rows
     int64_t past;
-    bool bf16;
     float *out;  // [n, out_stride], the heads side by side
     int64_t out_stride;
 };
 
-// What has to be fast besides the products; the number format of what is kept is fp32 or bf16.
+// What has to be fast besides the products; states of convolutions are kept in fp32 or bf16.
 struct lfm2_forward_path {
     // out = weight * x / rms(x)
     void (*norm)(const float *x, const float *weight, float eps, int64_t n, float *out);
@@ -78,12 +87,12 @@ struct lfm2_forward_path {
                      int64_t taps, int64_t first, int64_t last, const lfm2_sequence &sequence, int64_t slot,
                      int64_t slots, bool bf16);
     // Queries of one group, [count, e], scaled, over `length` keys and values; `out` is [count, e].
-    void (*attend)(const float *q, int64_t count, int64_t e, const void *keys, const void *values,
-                   int64_t length, bool bf16, float *out);
+    void (*attend)(const float *q, int64_t count, int64_t e, const lfm2_kept &keys, const lfm2_kept &values,
+                   int64_t length, float *out, char *room);
     // Many rows of one group, each seeing what is behind it and itself; queries are scaled.
     void (*attend_rows)(const lfm2_view &view, char *room);
-    // fp32 numbers into the kept format.
-    void (*keep)(const float *from, int64_t n, void *to, int64_t at, bool bf16);
+    // A row of `e` numbers in fp32 becomes row `at` of what is kept.
+    void (*keep)(const float *from, int64_t e, const lfm2_kept &to, int64_t at);
     // The product of two rows.
     float (*dot)(const float *a, const float *b, int64_t n);
 };
@@ -94,7 +103,7 @@ const lfm2_forward_path &lfm2_forward_avx512();
 const lfm2_forward_path &lfm2_forward_neon();
 const lfm2_forward_path &lfm2_forward_chosen();
 
-// Bytes of `room` for `attend_rows` of any path, given the most keys of a view.
+// Bytes of `room` for `attend` and `attend_rows` of any path, given the most keys of a view.
 inline int64_t lfm2_attend_room(int64_t keys, int64_t e) {
     const int64_t filled = (keys + 127) / 128 * 128;
     return 2 * filled * e * 4 + 4 * 32 * e * 4 + 4 * 128 * 32 * 4 + 4096;

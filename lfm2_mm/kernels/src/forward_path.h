@@ -10,7 +10,7 @@ namespace {
 
 // e^x within 2e-7 of its value; 0 far below, large and finite far above. Not a number stays so.
 inline float exponential(float x) {
-    x = x < -87.0f ? -87.0f : x;
+    x = x < -88.0f ? -88.0f : x;  // 2^-127, whose bits are those of 0
     x = x > 88.0f ? 88.0f : x;
     const float whole = __builtin_rintf(x * 1.44269504f);
     const float rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
@@ -112,13 +112,16 @@ float dot(const float *a, const float *b, int64_t n) {
 }
 
 constexpr int64_t kStep = 64;  // positions whose scores are known before any value is read
-constexpr int kWide = 16;
 
-// Vectors of the compiler, which cuts them to what the instruction set has.
+// Vectors of the compiler, as wide as a register: GCC 12 keeps arrays of wider ones in memory.
+#if defined(__AVX512F__)
+constexpr int kWide = 16;
+#elif defined(__AVX2__)
+constexpr int kWide = 8;
+#else
+constexpr int kWide = 4;
+#endif
 typedef float Floats __attribute__((vector_size(4 * kWide)));
-typedef uint32_t Words __attribute__((vector_size(4 * kWide)));
-typedef uint16_t Halves __attribute__((vector_size(2 * kWide)));
-typedef float Quarter __attribute__((vector_size(kWide)));
 
 inline Floats load(const float *from) {
     Floats value;
@@ -126,139 +129,153 @@ inline Floats load(const float *from) {
     return value;
 }
 
-inline Floats load(const uint16_t *from) {
-#if defined(__AVX512F__)  // GCC 12 widens in two halves what is one instruction
-    const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(from));
-    return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16);
-#else
-    Halves halves;
-    __builtin_memcpy(&halves, from, sizeof halves);
-    return (Floats)(__builtin_convertvector(halves, Words) << 16);
-#endif
-}
-
-// Vectors of which many are summed at once.
-#if defined(__aarch64__)  // GCC 12 keeps arrays of those that are wider than a register in memory
-constexpr int kSums = 4;
-typedef Quarter Sums;
-typedef uint32_t QuarterWords __attribute__((vector_size(kWide)));
-typedef uint16_t QuarterHalves __attribute__((vector_size(kWide / 2)));
-
-inline Sums load_sums(const float *from) {
-    Sums value;
-    __builtin_memcpy(&value, from, sizeof value);
-    return value;
-}
-
-inline Sums load_sums(const uint16_t *from) {
-    QuarterHalves halves;
-    __builtin_memcpy(&halves, from, sizeof halves);
-    return (Sums)(__builtin_convertvector(halves, QuarterWords) << 16);
-}
-#else
-constexpr int kSums = kWide;
-typedef Floats Sums;
-
-template <class T>
-inline Sums load_sums(const T *from) {
-    return load(from);
-}
-#endif
-
 inline float sum_of(Floats value) {
-    Quarter part[4];
-    __builtin_memcpy(part, &value, sizeof value);
-    const Quarter sum = (part[0] + part[1]) + (part[2] + part[3]);
-    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    for (int i = 1; i < kWide; ++i) value[0] += value[i];
+    return value[0];
 }
+
+#if defined(__AVX512F__)
+// The sums of 16 vectors, in their order.
+inline Floats sums_of(const Floats *value) {
+    __m512 four[4];
+    for (int i = 0; i < 4; ++i) {
+        const __m512 a = (__m512)value[4 * i], b = (__m512)value[4 * i + 1];
+        const __m512 c = (__m512)value[4 * i + 2], d = (__m512)value[4 * i + 3];
+        const __m512d ab = (__m512d)_mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+        const __m512d cd = (__m512d)_mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+        four[i] = _mm512_add_ps((__m512)_mm512_unpacklo_pd(ab, cd), (__m512)_mm512_unpackhi_pd(ab, cd));
+    }
+    const auto halved = [](__m512 a, __m512 b) {
+        return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    };
+    return (Floats)halved(halved(four[0], four[1]), halved(four[2], four[3]));
+}
+#endif
 
 // The scores of one query with `count` keys; E is the size of a head where it is known, else 0.
-template <int E, class T>
-inline void score(const float *q, int64_t e, const T *keys, int64_t count, float *scores) {
+template <int E>
+inline void score(const float *q, int64_t e, const float *keys, int64_t count, float *scores) {
     if constexpr (E > 0) {
         Floats query[E / kWide];
         for (int i = 0; i < E / kWide; ++i) query[i] = load(q + kWide * i);
-        for (int64_t t = 0; t < count; ++t, keys += E) {
-            Floats sum = query[0] * load(keys);
-            for (int i = 1; i < E / kWide; ++i) sum += query[i] * load(keys + kWide * i);
-            scores[t] = sum_of(sum);
+        const auto products = [&](const float *key) {
+            Floats sum = query[0] * load(key);
+            for (int i = 1; i < E / kWide; ++i) sum += query[i] * load(key + kWide * i);
+            return sum;
+        };
+        int64_t t = 0;
+#if defined(__AVX512F__)
+        for (; t + kWide <= count; t += kWide, keys += kWide * E) {
+            Floats some[kWide];
+            for (int i = 0; i < kWide; ++i) some[i] = products(keys + i * E);
+            const Floats sums = sums_of(some);
+            __builtin_memcpy(scores + t, &sums, sizeof sums);
         }
+#endif
+        for (; t < count; ++t, keys += E) scores[t] = sum_of(products(keys));
     } else {
         for (int64_t t = 0; t < count; ++t, keys += e) {
             float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
-            for (int64_t i = 0; i < e; ++i) sum += q[i] * read(keys, i);
+            for (int64_t i = 0; i < e; ++i) sum += q[i] * keys[i];
             scores[t] = sum;
         }
     }
 }
 
 // out = shrink * out + the values weighed by their scores
-template <int E, class T>
-inline void weigh(const float *scores, int64_t e, const T *values, int64_t count, float shrink, float *out) {
+template <int E>
+inline void weigh(const float *scores, int64_t e, const float *values, int64_t count, float shrink, float *out) {
     if constexpr (E > 0) {
-        Sums total[E / kSums];
-        for (int i = 0; i < E / kSums; ++i) total[i] = load_sums(out + kSums * i) * shrink;
+        Floats total[E / kWide];
+        for (int i = 0; i < E / kWide; ++i) total[i] = load(out + kWide * i) * shrink;
         for (int64_t t = 0; t < count; ++t, values += E)
-            for (int i = 0; i < E / kSums; ++i) total[i] += scores[t] * load_sums(values + kSums * i);
+            for (int i = 0; i < E / kWide; ++i) total[i] += scores[t] * load(values + kWide * i);
         __builtin_memcpy(out, total, sizeof total);
     } else {
         for (int64_t i = 0; i < e; ++i) out[i] *= shrink;
         for (int64_t t = 0; t < count; ++t, values += e)
 #pragma omp simd
-            for (int64_t i = 0; i < e; ++i) out[i] += scores[t] * read(values, i);
+            for (int64_t i = 0; i < e; ++i) out[i] += scores[t] * values[i];
     }
 }
 
+// `count` rows from `first` on as fp32, where they lie or in `room`; bytes not yet scaled.
+inline const float *widened(const lfm2_kept &from, int64_t first, int64_t count, int64_t e, float *room) {
+    const int64_t start = first * e, size = count * e;
+    if (from.scales) {
+        const int8_t *bytes = static_cast<const int8_t *>(from.rows) + start;
+        int64_t done = 0;
+#if defined(__AVX512F__)
+        for (; done + kWide <= size; done += kWide) {
+            const __m128i some = _mm_loadu_si128(reinterpret_cast<const __m128i *>(bytes + done));
+            _mm512_storeu_ps(room + done, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(some)));
+        }
+#endif
+        for (; done < size; ++done) room[done] = static_cast<float>(bytes[done]);
+        return room;
+    }
+    if (!from.bf16) return static_cast<const float *>(from.rows) + start;
+    const uint16_t *halves = static_cast<const uint16_t *>(from.rows) + start;
+    for (int64_t i = 0; i < size; ++i) room[i] = from_bf16(halves[i]);
+    return room;
+}
+
+// numbers[t] *= the scale of row first + t
+inline void scale_by(const lfm2_kept &kept, int64_t first, int64_t count, float *numbers) {
+    if (!kept.scales) return;
+#pragma omp simd
+    for (int64_t t = 0; t < count; ++t) numbers[t] *= kept.scales[first + t];
+}
+
+constexpr int64_t kHeads = 8;  // heads that take each step together, so that it is read and widened once
+
 // The softmax over all positions is put together from one of each step.
-template <int E, class T>
-void attend_as(const float *q, int64_t heads, int64_t e, const T *keys, const T *values, int64_t length,
-               float *out) {
-    for (int64_t h = 0; h < heads; ++h, q += e, out += e) {
-        float most = -__builtin_inff(), total = 0.0f;
-        for (int64_t i = 0; i < e; ++i) out[i] = 0.0f;
-        for (int64_t start = 0; start < length; start += kStep) {
-            const int64_t count = length - start < kStep ? length - start : kStep;
-            float scores[kStep];
-            score<E>(q, e, keys + start * e, count, scores);
-            float top = most;
-            for (int64_t t = count; t < kStep; ++t) scores[t] = scores[0];
+template <int E>
+void attend_as(const float *q, int64_t heads, int64_t e, const lfm2_kept &keys, const lfm2_kept &values,
+               int64_t length, float *out, float *room) {
+    float scores[kHeads][kStep], shrink[kHeads], most[kHeads], total[kHeads];
+    for (int64_t h = 0; h < heads; ++h) most[h] = -__builtin_inff(), total[h] = 0.0f;
+    for (int64_t i = 0; i < heads * e; ++i) out[i] = 0.0f;
+    for (int64_t start = 0; start < length; start += kStep) {
+        const int64_t count = length - start < kStep ? length - start : kStep;
+        const float *rows = widened(keys, start, count, e, room);
+        for (int64_t h = 0; h < heads; ++h) {
+            float *const own = scores[h];
+            score<E>(q + h * e, e, rows, count, own);
+            scale_by(keys, start, count, own);
+            float top = most[h];
+            for (int64_t t = count; t < kStep; ++t) own[t] = own[0];
 #pragma omp simd reduction(max : top)
-            for (int64_t t = 0; t < kStep; ++t) top = scores[t] > top ? scores[t] : top;
-            for (int64_t t = count; t < kStep; ++t) scores[t] = top - 100.0f;
+            for (int64_t t = 0; t < kStep; ++t) top = own[t] > top ? own[t] : top;
+            for (int64_t t = count; t < kStep; ++t) own[t] = top - 100.0f;
             float part = 0.0f;
 #pragma omp simd reduction(+ : part)
             for (int64_t t = 0; t < kStep; ++t) {
-                scores[t] = exponential(scores[t] - top);
-                part += scores[t];
+                own[t] = exponential(own[t] - top);
+                part += own[t];
             }
-            const float shrink = exponential(most - top);
-            total = total * shrink + part;
-            most = top;
-            weigh<E>(scores, e, values + start * e, count, shrink, out);
+            scale_by(values, start, count, own);
+            shrink[h] = exponential(most[h] - top);
+            total[h] = total[h] * shrink[h] + part;
+            most[h] = top;
         }
-        for (int64_t i = 0; i < e; ++i) out[i] /= total;
+        rows = widened(values, start, count, e, room);
+        for (int64_t h = 0; h < heads; ++h) weigh<E>(scores[h], e, rows, count, shrink[h], out + h * e);
     }
+    for (int64_t h = 0; h < heads; ++h)
+        for (int64_t i = 0; i < e; ++i) out[h * e + i] /= total[h];
 }
 
-template <class T>
-void attend_kept(const float *q, int64_t heads, int64_t e, const void *keys, const void *values,
-                 int64_t length, float *out) {
-    const T *k = static_cast<const T *>(keys), *v = static_cast<const T *>(values);
-    switch (e) {
-        case 32: return attend_as<32>(q, heads, e, k, v, length, out);
-        case 64: return attend_as<64>(q, heads, e, k, v, length, out);
-        case 128: return attend_as<128>(q, heads, e, k, v, length, out);
-        default: return attend_as<0>(q, heads, e, k, v, length, out);
+void attend(const float *q, int64_t count, int64_t e, const lfm2_kept &keys, const lfm2_kept &values,
+            int64_t length, float *out, char *room) {
+    float *const widened_rows = reinterpret_cast<float *>(room);
+    const auto attend_some =
+        e == 32 ? attend_as<32> : e == 64 ? attend_as<64> : e == 128 ? attend_as<128> : attend_as<0>;
+    for (int64_t h = 0; h < count; h += kHeads) {
+        const int64_t heads = count - h < kHeads ? count - h : kHeads;
+        attend_some(q + h * e, heads, e, keys, values, length, out + h * e, widened_rows);
     }
-}
-
-void attend(const float *q, int64_t heads, int64_t e, const void *keys, const void *values,
-            int64_t length, bool bf16, float *out) {
-    if (bf16)
-        attend_kept<uint16_t>(q, heads, e, keys, values, length, out);
-    else
-        attend_kept<float>(q, heads, e, keys, values, length, out);
 }
 
 // Many rows: 32 queries at a time lie side by side in vectors, so that nothing is summed across
@@ -273,36 +290,28 @@ constexpr int kTall = 2;
 // c[a][32] (+)= sum over k of left[a * tall + k * deep] * right[k][32], for kTall numbers a.
 inline void outer(const float *left, int64_t tall, int64_t deep, const float *right, int64_t steps,
                   bool add, float *c) {
-    constexpr int kAcross = kRows / kSums;
-    Sums sum[kTall][kAcross];
+    constexpr int kAcross = kRows / kWide;
+    Floats sum[kTall][kAcross];
     for (int a = 0; a < kTall; ++a)
-        for (int v = 0; v < kAcross; ++v) sum[a][v] = add ? load_sums(c + a * kRows + kSums * v) : Sums{};
+        for (int v = 0; v < kAcross; ++v) sum[a][v] = add ? load(c + a * kRows + kWide * v) : Floats{};
     for (int64_t k = 0; k < steps; ++k, right += kRows, left += deep) {
-        Sums row[kAcross];
-        for (int v = 0; v < kAcross; ++v) row[v] = load_sums(right + kSums * v);
+        Floats row[kAcross];
+        for (int v = 0; v < kAcross; ++v) row[v] = load(right + kWide * v);
         for (int a = 0; a < kTall; ++a)
             for (int v = 0; v < kAcross; ++v) sum[a][v] += row[v] * left[a * tall];
     }
     __builtin_memcpy(c, sum, sizeof sum);
 }
 
-inline const float *widened(const void *from, int64_t count, bool bf16, float *room) {
-    if (!bf16) return static_cast<const float *>(from);
-    const uint16_t *halves = static_cast<const uint16_t *>(from);
-    for (int64_t i = 0; i < count; ++i) room[i] = from_bf16(halves[i]);
-    return room;
-}
-
 void attend_rows(const lfm2_view &view, char *room) {
-    const int64_t e = view.e, total = view.past + view.n;
+    const int64_t e = view.e;
     float *at = reinterpret_cast<float *>(room);
     const auto take = [&](int64_t count) {
         float *piece = at;
         at += (count + 15) / 16 * 16;
         return piece;
     };
-    const float *keys = widened(view.keys, total * e, view.bf16, take(total * e));
-    const float *values = widened(view.values, total * e, view.bf16, take(total * e));
+    float *const widened_rows = take(kKeys * e);
     float *const turned = take(kRows * e), *const sums = take(kRows * e), *const scores = take(kKeys * kRows);
     alignas(64) float most[kRows], whole[kRows];
     for (int64_t h = 0; h < view.heads; ++h)
@@ -317,15 +326,20 @@ void attend_rows(const lfm2_view &view, char *room) {
             const int64_t last = seen + real - 1;
             for (int64_t k = 0; k < last; k += kKeys) {
                 const int64_t count = last - k < kKeys ? last - k : kKeys;
+                const float *const keys = widened(view.keys, k, count, e, widened_rows);
                 int64_t t = 0;
                 for (; t + kTall <= count; t += kTall)
-                    outer(keys + (k + t) * e, e, 1, turned, e, false, scores + t * kRows);
+                    outer(keys + t * e, e, 1, turned, e, false, scores + t * kRows);
                 for (; t < count; ++t)
                     for (int64_t r = 0; r < kRows; ++r) {
                         float sum = 0.0f;
-                        for (int64_t i = 0; i < e; ++i) sum += keys[(k + t) * e + i] * turned[i * kRows + r];
+                        for (int64_t i = 0; i < e; ++i) sum += keys[t * e + i] * turned[i * kRows + r];
                         scores[t * kRows + r] = sum;
                     }
+                if (view.keys.scales)
+                    for (t = 0; t < count; ++t)
+#pragma omp simd
+                        for (int64_t r = 0; r < kRows; ++r) scores[t * kRows + r] *= view.keys.scales[k + t];
                 for (t = seen - k > 0 ? seen - k : 0; t < count; ++t)  // a row sees itself, not beyond
                     for (int64_t r = 0; r < kRows && r < k + t - seen + 1; ++r)
                         scores[t * kRows + r] = -__builtin_inff();
@@ -342,23 +356,27 @@ void attend_rows(const lfm2_view &view, char *room) {
                     whole[r] *= shrink[r];
                     most[r] = top[r];
                 }
-                for (t = 0; t < count; ++t)
+                for (t = 0; t < count; ++t) {
+                    const float scale = view.values.scales ? view.values.scales[k + t] : 1.0f;
 #pragma omp simd
                     for (int64_t r = 0; r < kRows; ++r) {
-                        scores[t * kRows + r] = exponential(scores[t * kRows + r] - top[r]);
-                        whole[r] += scores[t * kRows + r];
+                        const float weight = exponential(scores[t * kRows + r] - top[r]);
+                        whole[r] += weight;
+                        scores[t * kRows + r] = weight * scale;
                     }
+                }
+                const float *const values = widened(view.values, k, count, e, widened_rows);
                 for (int64_t i = 0; i < e; ++i)
 #pragma omp simd
                     for (int64_t r = 0; r < kRows; ++r) sums[i * kRows + r] *= shrink[r];
                 int64_t i = 0;
                 for (; i + kTall <= e; i += kTall)
-                    outer(values + k * e + i, 1, e, scores, count, true, sums + i * kRows);
+                    outer(values + i, 1, e, scores, count, true, sums + i * kRows);
                 for (; i < e; ++i)
                     for (t = 0; t < count; ++t)
 #pragma omp simd
                         for (int64_t r = 0; r < kRows; ++r)
-                            sums[i * kRows + r] += values[(k + t) * e + i] * scores[t * kRows + r];
+                            sums[i * kRows + r] += values[t * e + i] * scores[t * kRows + r];
             }
             for (int64_t r = 0; r < real; ++r) {
                 const float scale = 1.0f / whole[r];
@@ -368,12 +386,27 @@ void attend_rows(const lfm2_view &view, char *room) {
         }
 }
 
-void keep(const float *from, int64_t n, void *to, int64_t at, bool bf16) {
-    for (int64_t i = 0; i < n; ++i)
-        if (bf16)
-            static_cast<uint16_t *>(to)[at + i] = to_bf16(from[i]);
+// A row in bytes: symmetric, its largest number is 127. The twin is `_in_bytes` of cache.py.
+void keep_bytes(const float *from, int64_t e, int8_t *to, float *scale) {
+    float most = 0.0f, nothing = 0.0f;  // nothing: not a number where one is not finite
+    for (int64_t i = 0; i < e; ++i) {
+        const float size = __builtin_fabsf(from[i]);
+        most = size > most ? size : most;
+        nothing += from[i] * 0.0f;
+    }
+    const bool some = nothing == 0.0f && most >= 1e-30f;
+    const float inverse = some ? 127.0f / most : 0.0f;
+    for (int64_t i = 0; i < e; ++i) to[i] = some ? static_cast<int8_t>(__builtin_rintf(from[i] * inverse)) : 0;
+    *scale = some ? most / 127.0f : nothing;
+}
+
+void keep(const float *from, int64_t e, const lfm2_kept &to, int64_t at) {
+    if (to.scales) return keep_bytes(from, e, static_cast<int8_t *>(to.rows) + at * e, to.scales + at);
+    for (int64_t i = 0; i < e; ++i)
+        if (to.bf16)
+            static_cast<uint16_t *>(to.rows)[at * e + i] = to_bf16(from[i]);
         else
-            static_cast<float *>(to)[at + i] = from[i];
+            static_cast<float *>(to.rows)[at * e + i] = from[i];
 }
 
 constexpr lfm2_forward_path kPath = {norm, swiglu, convolve, attend, attend_rows, keep, dot};

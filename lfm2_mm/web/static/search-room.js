@@ -116,15 +116,15 @@ class SearchRoom extends HTMLElement {
     else if (hit.line != null) where.push(`line ${hit.line}`);
     where.push(`score ${hit.score.toFixed(2)}`);
     return make("li", { class: "card" },
-      make("h2", {}, hit.title ?? hit.path ?? hit.id),
-      make("p", {}, ...marked(snippet(hit))),
+      make("h2", { dir: "auto" }, hit.title ?? hit.path ?? hit.id),
+      make("p", { dir: "auto" }, ...shortened(hit)),
       make("p", { class: "small row" }, where.join(" · "),
         make("button", { type: "button", onclick: () => this.open(hit) }, "Source")));
   }
 
   open(hit) {
     const close = make("button", { onclick: () => this.source.close() }, "Close");
-    this.source.replaceChildren(make("h2", {}, hit.path ?? hit.id), make("pre", {}, ...marked(hit)), close);
+    this.source.replaceChildren(make("h2", {}, hit.path ?? hit.id), make("pre", { dir: "auto" }, ...marked(hit)), close);
     this.source.showModal();
   }
 }
@@ -139,6 +139,13 @@ export function snippet(hit, width = 420) {
     .filter(([from, to]) => from >= start && to <= start + width)
     .map(([from, to, weight]) => [from - start, to - start, weight]);
   return { text: letters.slice(start, start + width).join(""), spans };
+}
+
+/** The same, marked, with dots where the passage goes on. */
+function shortened(hit) {
+  const part = snippet(hit);
+  const [whole, cut] = [hit.text, part.text];
+  return [whole.startsWith(cut) ? null : "…", ...marked(part), whole.endsWith(cut) ? null : "…"];
 }
 
 /** Text with its matched words marked; of spans that overlap, the first. */

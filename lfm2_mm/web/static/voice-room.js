@@ -3,8 +3,10 @@
 import { socket } from "./api.js";
 import { choices, labelled, make, seconds } from "./dom.js";
 import { fromBase64, toBase64 } from "./pcm.js";
+import { place } from "./turns.js";
 
 const RATE = 24000;
+const EARLY = 250; // pieces of 20 ms
 // a key was pressed without a word, or with nothing to stop
 const HARMLESS = ["response_cancel_not_active", "input_audio_buffer_commit_empty", "nothing_to_answer", "item_not_found"];
 
@@ -24,8 +26,10 @@ class VoiceRoom extends HTMLElement {
     this.note = make("p", { class: "small", role: "status" });
     this.log = make("div", { role: "log", "aria-label": "Conversation" });
     this.replaceChildren(
-      make("p", { class: "row" }, this.start, ...labelled("Model", this.model), ...labelled("Push to talk", this.hold), this.key),
-      this.meter, this.note, this.log);
+      make("div", { class: "stays" },
+        make("p", { class: "row" }, this.start, ...labelled("Model", this.model), make("span", { class: "pair" }, ...labelled("Push to talk", this.hold)), this.key),
+        this.meter, this.note),
+      this.log);
   }
 
   models(ready) {
@@ -61,7 +65,7 @@ class VoiceRoom extends HTMLElement {
     context.createMediaStreamSource(stream).connect(capture);
     player.connect(context.destination);
     const line = socket(`/v1/realtime?model=${encodeURIComponent(this.model.value)}`);
-    this.talking = { stream, context, player, line, item: null, heard: 0, spoke: 0, pressed: false, turns: new Map() };
+    this.talking = { stream, context, player, line, item: null, heard: 0, spoke: 0, pressed: false, turns: [], early: [] };
     this.start.textContent = "Stop";
     this.note.textContent = "connecting…";
     line.onmessage = ({ data }) => this.told(JSON.parse(data));
@@ -117,8 +121,16 @@ class VoiceRoom extends HTMLElement {
     let loudest = 0;
     for (const sample of samples) loudest = Math.max(loudest, Math.abs(sample));
     this.meter.value = Math.max(loudest, this.meter.value * 0.9);
-    if (!this.hold.checked || this.talking?.pressed)
-      this.send({ type: "input_audio_buffer.append", audio: toBase64(samples) });
+    if (this.hold.checked && !this.talking?.pressed) return;
+    if (this.talking?.early) this.talking.early.push(samples);
+    else this.send({ type: "input_audio_buffer.append", audio: toBase64(samples) });
+  }
+
+  /** Send what was said while the line was being opened: its last seconds. */
+  catchUp() {
+    const { early } = this.talking;
+    this.talking.early = null;
+    for (const samples of early.slice(-EARLY)) this.send({ type: "input_audio_buffer.append", audio: toBase64(samples) });
   }
 
   /** Stop what is playing, and tell the server how much of it was heard. */
@@ -133,17 +145,32 @@ class VoiceRoom extends HTMLElement {
     open.item = null;
   }
 
-  /** The card of one turn. */
-  turn(id, who) {
-    let card = this.talking.turns.get(id);
-    if (!card) {
-      const [text, note] = [make("p", {}), make("p", { class: "small" })];
-      card = { text, note, said: "" };
-      this.talking.turns.set(id, card);
-      this.log.prepend(make("article", { class: who === "you" ? "card you" : "card" },
-        make("h2", {}, who === "you" ? "You" : "Model"), text, note));
-    }
+  /** The card of one turn, where the item stands in the conversation. */
+  turn(id, who, after) {
+    const { turns } = this.talking;
+    const known = turns.find((one) => one.id === id);
+    if (known) return known;
+    const [text, note, times] = [make("p", { dir: "auto" }), make("p", { class: "small" }), make("p", { class: "small" })];
+    const box = make("article", { class: who === "you" ? "card you" : "card" },
+      make("h2", {}, who === "you" ? "You" : "Model"), text, note, times);
+    const card = { id, who, box, text, note, times, said: "", response: null };
+    const at = place(turns, who, after);
+    this.follow(() => this.log.insertBefore(box, turns[at]?.box ?? null));
+    turns.splice(at, 0, card);
     return card;
+  }
+
+  /** Let the log grow; whoever reads its end goes on reading its end. */
+  follow(grow) {
+    const page = document.documentElement;
+    const atEnd = page.scrollHeight - page.clientHeight - page.scrollTop < 80;
+    grow();
+    if (atEnd && !this.hidden) page.scrollTop = page.scrollHeight;
+  }
+
+  write(card, text) {
+    card.said = text;
+    this.follow(() => { card.text.textContent = text; });
   }
 
   told(event) {
@@ -153,6 +180,7 @@ class VoiceRoom extends HTMLElement {
       case "session.created":
         this.note.textContent = "listening";
         this.configure();
+        this.catchUp();
         break;
       case "input_audio_buffer.speech_started":
         this.cut();
@@ -172,24 +200,31 @@ class VoiceRoom extends HTMLElement {
       case "conversation.item.input_audio_transcription.delta":
       case "conversation.item.input_audio_transcription.completed": {
         const card = this.turn(event.item_id, "you");
-        card.said = event.transcript ?? card.said + (event.delta ?? "");
-        card.text.textContent = card.said;
+        this.write(card, event.transcript ?? card.said + (event.delta ?? ""));
         break;
       }
       case "input_audio_buffer.committed":
-        this.turn(event.item_id, "you").text.textContent ||= "(spoken)";
+        this.turn(event.item_id, "you", event.previous_item_id).text.textContent ||= "(spoken)";
         break;
+      case "conversation.item.added":
+        if (event.item.role === "assistant") this.turn(event.item.id, "model", event.previous_item_id);
+        break;
+      case "conversation.item.deleted": {
+        const at = open.turns.findIndex((one) => one.id === event.item_id);
+        if (at >= 0) open.turns.splice(at, 1)[0].box.remove();
+        break;
+      }
       case "response.output_audio_transcript.delta":
       case "response.output_text.delta": {
         const card = this.turn(event.item_id, "model");
-        card.said += event.delta;
-        card.text.textContent = card.said;
+        card.response = event.response_id;
+        this.write(card, card.said + event.delta);
         break;
       }
       case "response.output_audio.delta": {
         const card = this.turn(event.item_id, "model");
         if (open.spoke) {
-          card.note.textContent = `first sound ${seconds((performance.now() - open.spoke) / 1000)} after the last word`;
+          card.note.textContent = `first sound ${seconds((performance.now() - open.spoke) / 1000)} after your turn ended`;
           open.spoke = 0;
         }
         open.player.port.postMessage({ item: event.item_id, samples: fromBase64(event.delta) });
@@ -199,15 +234,17 @@ class VoiceRoom extends HTMLElement {
       case "response.done":
         if (event.response.status === "cancelled") {
           for (const item of event.response.output ?? []) {
-            const card = open.turns.get(item.id);
-            if (card) card.note.textContent += " · interrupted";
+            const card = open.turns.find((one) => one.id === item.id);
+            if (card) card.note.textContent = [card.note.textContent, "interrupted"].filter(Boolean).join(" · ");
           }
           if (!this.hold.checked) this.cut();
         } else this.note.textContent = "listening";
         break;
-      case "lfm2_mm.turn.latency":
-        this.note.textContent = event.text ?? this.note.textContent;
+      case "lfm2_mm.turn.latency": {
+        const card = open.turns.find((one) => one.response === event.response_id);
+        if (card && event.text) this.follow(() => { card.times.textContent = event.text; });
         break;
+      }
       case "error":
         if (HARMLESS.includes(event.error.code)) break;
         this.complain(event.error.message);

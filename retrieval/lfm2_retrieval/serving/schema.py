@@ -20,7 +20,7 @@ __all__ = [
 class EmbeddingsRequest(BaseModel):
     """Texts to be embedded. `input_type` is an extension: retrievers treat the two differently."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     input: str | list[str]
     model: str | None = None
@@ -32,7 +32,7 @@ class EmbeddingsRequest(BaseModel):
 class RerankRequest(BaseModel):
     """Passages to be sorted by how well they answer a query; the form of Jina and Cohere."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     query: str = Field(min_length=1)
     documents: list[str | dict[str, Any]] = Field(min_length=1)
@@ -44,7 +44,7 @@ class RerankRequest(BaseModel):
 class SearchRequest(BaseModel):
     """A question to an index."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     query: str = Field(min_length=1, max_length=20_000)
     index: str | None = None
