@@ -52,6 +52,7 @@ def average(folders: list[Path], out: Path) -> None:
     shutil.copytree(first, out)
     for name, (facts, mean) in means.items():
         save_file(mean, out / name, metadata=facts)
+        shutil.copymode(first / name, out / name)
 
 
 def _read(path: Path) -> tuple[dict[str, str] | None, dict[str, Tensor]]:
