@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from lfm2_mm.errors import IndexFault
@@ -353,6 +354,7 @@ def main(arguments: list[str] | None = None) -> int:
     small()
     counts: Counter[str] = Counter()
     done = 0
+    torch.set_num_threads(1)  # the index follows; OpenMP's threads do not live on in a fork
     with tempfile.TemporaryDirectory(prefix="crash-index-") as scratch:
         folder, held = Path(scratch) / "index", Contents()
         for number in range(options.runs):

@@ -118,6 +118,12 @@ def _allowed(request: Request) -> list[str]:
     return [method for method in _METHODS if done(method)]
 
 
+def _named(step: str | int) -> str:
+    """A step on the way to a field; names that callers chose may be long or hold line breaks."""
+    name = str(step)
+    return (name if name.isprintable() else repr(name))[:80]
+
+
 def _say_errors(app: FastAPI) -> None:
     """Every error in the form that OpenAI clients expect."""
 
@@ -127,7 +133,7 @@ def _say_errors(app: FastAPI) -> None:
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
-        place = ".".join(str(step) for step in first["loc"] if step != "body") or "the body"
+        place = ".".join(_named(step) for step in first["loc"] if step != "body") or "the body"
         if first["type"] == "json_invalid":
             return told(ApiError(400, "the body is not valid JSON; correct it", code="bad_json"))
         message = f"{place}: {first['msg'][:200].lower()}; correct the field"

@@ -254,6 +254,8 @@ def test_many_callers_of_asyncio(client: openai.OpenAI, said: str) -> None:
             openai.BadRequestError,
             "input[0].content[0] has no URL",
         ),
+        ({"metadata": {"a\nb": None}}, openai.BadRequestError, r"metadata.'a\nb': input should be"),
+        ({"metadata": {"k" * 500: None}}, openai.BadRequestError, f"metadata.{'k' * 80}: input"),
         ({"input": "word " * 5000}, openai.BadRequestError, "but the model's context holds"),
         (
             {"input": "word " * 5000, "stream": True},
