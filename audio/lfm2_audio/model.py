@@ -133,7 +133,6 @@ class AudioModel(Model):
         """
         if self._codec is None:
             self._codec = self.open_codec()
-            self.speech.sounds = self._codec.entries
         return self._codec
 
     @property
@@ -267,11 +266,20 @@ class AudioModel(Model):
         speech = Speech(
             head=self.speech,
             mode="sequential",
-            audio=drawn(self.read, temperature, top_k, seed),
+            audio=self._drawn(self.read, temperature, top_k, seed),
             max_frames=frames,
         )
         conversation = Conversation(tts_prompt(voice, described=self.described)).user(words)
         return self._run(conversation, speech, frames + 256)
+
+    def _drawn(
+        self, usual: Sampling, temperature: float | None, top_k: int | None, seed: int | None
+    ) -> Sampling:
+        """How codes are chosen; where they are drawn, the codec says which have a sound."""
+        sampling = drawn(usual, temperature, top_k, seed)
+        if not sampling.greedy:
+            self.speech.sounds = self.codec.entries
+        return sampling
 
     # -- conversation ------------------------------------------------------------------------
 
@@ -356,7 +364,7 @@ class AudioModel(Model):
             head=self.speech,
             mode="interleaved",
             text=Sampling(temperature=text_temperature, top_k=text_top_k, seed=seed),
-            audio=drawn(self.spoken, temperature, top_k, seed),
+            audio=self._drawn(self.spoken, temperature, top_k, seed),
             max_frames=max_frames,
         )
         return self._run(conversation, speech, max_tokens, began)

@@ -247,9 +247,12 @@ class _Draw:
         rows = scores.float()
         top, codes = rows.max(-1)
         self._tops.append(top)
-        allowed = torch.arange(rows.shape[1], device=rows.device) < self.sounds
-        if book == 0 and self.end < len(allowed):
-            allowed[self.end] = True
+        if not self._sampled:
+            allowed = None
+        else:
+            allowed = torch.arange(rows.shape[1], device=rows.device) < self.sounds
+            if book == 0 and self.end < len(allowed):
+                allowed[self.end] = True
         for i in self._sampled:
             if i in self._errors or (book and self._first[i] == self.end):
                 continue

@@ -14,7 +14,7 @@ from lfm2_audio import prompts
 from lfm2_audio.conversation import Conversation
 from lfm2_audio.model import AudioModel
 from lfm2_audio.results import Reply, Transcript, together
-from lfm2_audio.waveform import Audio
+from lfm2_audio.waveform import Audio, read_audio
 from lfm2_mm.cache import SequenceCache
 from lfm2_mm.errors import InputError, SettingError
 from lfm2_mm.events import AudioFrame, Done, TextDelta, Timings, Usage
@@ -237,3 +237,14 @@ def test_requests_sum_up() -> None:
     assert (whole.usage.prompt_tokens, whole.usage.audio_frames) == (7, 1)
     assert (whole.timings.decode, whole.timings.first_token) == (3.0, 0.5)
     assert together([]).finish_reason == "stop"
+
+
+def test_codes_that_are_drawn_have_a_sound_before_the_codec_was_ever_used() -> None:
+    model = lfm2_mm.load("nano-audio", threads=1)
+    assert model.speech.sounds == 2048
+    sample = Path(lfm2_audio.__file__).parent / "samples" / "klatt3-arithmetic.wav"
+    question = model.conversation().user(read_audio(sample))
+    handle = model.reply_stream(question, temperature=50.0, top_k=0, seed=1, max_frames=24)
+    frames = [event.codes for event in handle if isinstance(event, AudioFrame)]
+    assert frames and model.codec.entries == 512
+    assert all(int(f.max()) < 512 for f in frames if int(f[0]) != 2048)
