@@ -31,17 +31,30 @@ __all__ = ["Schedule", "Trainer"]
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Linear warm-up, then a cosine from `peak` down to `floor * peak` at `steps`."""
+    """Linear warm-up to `peak`, then a fall.
+
+    Attributes:
+        steps: Length of the run.
+        warmup: Steps in which the rate rises.
+        peak: Greatest rate.
+        floor: The usual fall is a cosine to this share of `peak` at `steps`.
+        hold: If set, the peak holds until this step and the rate falls as one over the square root
+            of the step from there on, whatever `steps` is: a shorter run is the beginning of a
+            longer one.
+    """
 
     steps: int
     warmup: int = 200
     peak: float = 1e-3
     floor: float = 0.03
+    hold: int | None = None
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
         if step < self.warmup:
             return self.peak * (step + 1) / self.warmup
+        if self.hold is not None:
+            return self.peak * min(1.0, math.sqrt(self.hold / max(1, step)))
         done = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
         return self.peak * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done)))
 
@@ -76,6 +89,8 @@ class Trainer:
         self.names = [name for name, _ in model.named_parameters()]
         self.params = [p for _, p in model.named_parameters()]
         self.mean = [p.detach().clone() for p in self.params]
+        kept = model.state_dict(keep_vars=True)
+        self.buffers = {k: v for k, v in kept.items() if not isinstance(v, nn.Parameter)}
         groups = [
             {"params": [p for p in self.params if p.dim() > 1], "weight_decay": weight_decay},
             {"params": [p for p in self.params if p.dim() <= 1], "weight_decay": 0.0},
@@ -127,6 +142,16 @@ class Trainer:
                 self.save()
 
     def _one(self, batch: Any) -> dict[str, float]:
+        step, before = self.step, [value.clone() for value in self.buffers.values()]
+        try:
+            return self._apply(batch)
+        except BaseException:
+            if self.step == step and self._whole:  # the loss may have written to buffers: nothing of the step stays
+                for value, old in zip(self.buffers.values(), before, strict=True):
+                    value.copy_(old)
+            raise
+
+    def _apply(self, batch: Any) -> dict[str, float]:
         rate = self.schedule.rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -153,13 +178,15 @@ class Trainer:
         return dict(zip(self.names, self.mean, strict=True))
 
     def save(self) -> None:
-        """Write a checkpoint atomically: weights, their average, optimizer moments, the step."""
+        """Write a checkpoint atomically: weights, their average, buffers, moments, the step."""
         tensors: dict[str, Tensor] = {}
         for name, p, mean in zip(self.names, self.params, self.mean, strict=True):
             tensors[f"weight.{name}"] = p.detach().contiguous()
             tensors[f"mean.{name}"] = mean.contiguous()
             for key, value in self.optimizer.state.get(p, {}).items():
                 tensors[f"{key}.{name}"] = value.contiguous()
+        for name, value in self.buffers.items():
+            tensors[f"buffer.{name}"] = value.contiguous()
         self.folder.mkdir(parents=True, exist_ok=True)
         facts = {"step": str(self.step), "schedule": json.dumps(asdict(self.schedule))}
         part = self.folder / "trainer.safetensors.part"
@@ -197,6 +224,8 @@ class Trainer:
                         key: file.get_tensor(f"{key}.{name}").to(p.device)
                         for key in ("step", "exp_avg", "exp_avg_sq")
                     }
+            for name, value in self.buffers.items():
+                value.copy_(file.get_tensor(f"buffer.{name}"))
         self.step = step
 
     def _log(self, row: dict[str, Any], say: Callable[[str], None]) -> None:

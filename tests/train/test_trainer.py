@@ -21,11 +21,14 @@ STEPS = 12
 
 
 class Net(nn.Module):
-    """Has a matrix, a bias, and a part that takes no part in some steps."""
+    """Has a matrix, a bias, a count of its steps, and a part that takes no part in some."""
+
+    steps: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.body, self.late = nn.Linear(4, 4), nn.Linear(4, 1)
+        self.register_buffer("steps", torch.zeros(()))
 
 
 def batch(step: int) -> Tensor:
@@ -42,6 +45,7 @@ def trainer(folder: Path, **options: object) -> Trainer:
 
     def loss(x: Tensor) -> tuple[Tensor, dict[str, float]]:
         hidden = net.body(x).tanh()
+        net.steps += 1
         value = (hidden - x.flip(-1)).square().mean()
         if float(x[0, 0]) > 0:  # the late part learns in some steps only
             value = value + net.late(hidden).square().mean()
@@ -58,7 +62,7 @@ def run(made: Trainer, stop: int = STEPS, **options: int) -> Trainer:
 
 def state(made: Trainer) -> list[Tensor]:
     moments = [value for p in made.params for _, value in sorted(made.optimizer.state[p].items())]
-    return [*(p.detach() for p in made.params), *made.mean, *moments]
+    return [*(p.detach() for p in made.params), *made.mean, *made.buffers.values(), *moments]
 
 
 # --- schedule
@@ -74,6 +78,13 @@ def test_the_rate_rises_in_a_line_and_falls_as_a_cosine() -> None:
     rates = [schedule.rate(step) for step in range(10, 111)]
     assert rates == sorted(rates, reverse=True)
     assert Schedule(steps=5, warmup=0, peak=1.0).rate(0) == 1.0
+
+
+def test_a_held_rate_falls_as_a_root_whatever_the_length() -> None:
+    short, long = (Schedule(steps=n, warmup=10, peak=2.0, hold=40) for n in (100, 1000))
+    assert [short.rate(step) for step in (0, 9, 10, 40)] == [0.2, 2.0, 2.0, 2.0]
+    assert short.rate(90) == pytest.approx(2.0 * 2 / 3)
+    assert [short.rate(step) for step in range(100)] == [long.rate(step) for step in range(100)]
 
 
 def test_the_optimizer_gets_the_rate_of_the_step(tmp_path: Path) -> None:

@@ -25,12 +25,12 @@ def test_factors_are_told_apart_and_exchanged_one_at_a_time() -> None:
     colour = torch.randint(1, colours + 1, (400,))
     share = torch.rand(400)
     rows = share[:, None] * (true_shape[shape - 1] + true_colour[colour - 1])
-    optimizer = torch.optim.Adam(factors.parameters(), lr=2e-2)
-    for _ in range(400):
-        optimizer.zero_grad()
-        torch.autograd.backward(factors.loss(rows, share, shape, colour))
-        optimizer.step()
-    assert factors.loss(rows, share, shape, colour) < 1e-5
+    for _ in range(300):  # older rows, of another scale, are forgotten
+        factors.watch(3 * rows, share, shape, colour)
+    for _ in range(300):
+        factors.watch(rows, share, shape, colour)
+    differences = factors.table("shape") - factors.table("shape")[:1]
+    torch.testing.assert_close(differences, true_shape - true_shape[:1], atol=0.5, rtol=0)
 
     to_first = torch.zeros(shapes, shapes)
     to_first[:, 0] = 1

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 __all__ = ["Exchange", "Factor", "Factors"]
 
 Factor = Literal["shape", "colour"]
-_SCALE = 100.0  # rows are large: so do Adam's small steps reach them
+_KEPT = 0.98  # share of what earlier batches say, kept at each
+_RIDGE = 1e-3  # shares of shapes and of colours add up to the same: one of them is free
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,11 @@ class Exchange:
 
 
 class Factors(nn.Module):
-    """An additive account of the rows that show a thing: share times (shape and colour).
+    """An additive account of the rows that show a thing: base + share times (shape and colour).
+
+    It is the ridge regression of the rows on what they show, over the last batches: kept as moments
+    (buffers, so a checkpoint holds them) and solved when asked, it never lags behind the rows as
+    weights learnt in small steps do.
 
     Args:
         size: Width of the rows.
@@ -57,26 +62,44 @@ class Factors(nn.Module):
         colours: Number of colours; likewise.
     """
 
+    shown: Tensor
+    rows: Tensor
+
     def __init__(self, size: int, shapes: int, colours: int) -> None:
         super().__init__()
-        self.base = nn.Parameter(torch.zeros(size))
-        self.shape = nn.Parameter(torch.zeros(shapes, size))
-        self.colour = nn.Parameter(torch.zeros(colours, size))
+        self.shapes, self.colours = shapes, colours
+        terms = 1 + shapes + colours
+        self.register_buffer("shown", torch.zeros(terms, terms))
+        self.register_buffer("rows", torch.zeros(terms, size))
 
-    def loss(
+    @torch.no_grad()
+    def watch(
         self,
         rows: Float[Tensor, "m d"],
         share: Float[Tensor, " m"],
         shape: Int[Tensor, " m"],
         colour: Int[Tensor, " m"],
-    ) -> Float[Tensor, ""]:
-        """Mean squared error of the account; the rows themselves learn nothing from it."""
-        named = (shape >= 1) & (shape <= len(self.shape)) & (colour >= 1)
-        if not named.any():
-            return rows.new_zeros((), dtype=torch.float32)
-        what = self.shape[shape[named] - 1] + self.colour[colour[named] - 1]
-        told = self.base + share[named, None] * what
-        return (rows[named].detach().float() / _SCALE - told).square().mean()
+    ) -> None:
+        """Take the rows of a batch into account; those without a name of both count nothing."""
+        named = (shape >= 1) & (shape <= self.shapes) & (colour >= 1)
+        told = rows.new_zeros(int(named.sum()), len(self.shown), dtype=torch.float32)
+        if not len(told):
+            return
+        told[:, 0] = 1
+        told.scatter_(1, shape[named, None], share[named, None].float())
+        told.scatter_(1, self.shapes + colour[named, None], share[named, None].float())
+        self.shown.mul_(_KEPT).addmm_(told.T, told, alpha=(1 - _KEPT) / len(told))
+        self.rows.mul_(_KEPT).addmm_(told.T, rows[named].float(), alpha=(1 - _KEPT) / len(told))
+
+    def table(self, factor: Factor) -> Float[Tensor, "n d"]:
+        """What each class of a factor adds to a row of share one, up to a term common to all."""
+        shown = self.shown.double()
+        ridge = _RIDGE * shown.diagonal().mean().clamp(min=1e-6)
+        told = torch.linalg.solve(
+            shown + ridge * torch.eye(len(shown)).to(shown), self.rows.double()
+        )
+        _, shape, colour = told.float().split([1, self.shapes, self.colours])
+        return shape if factor == "shape" else colour
 
     def exchanged(
         self,
@@ -87,8 +110,7 @@ class Factors(nn.Module):
         how: Exchange,
     ) -> Float[Tensor, "m d"]:
         """The rows with one factor exchanged; those without a name of it stay as they are."""
-        classes, told = (shape, self.shape) if how.factor == "shape" else (colour, self.colour)
-        table = _SCALE * told.detach()
+        classes, table = (shape if how.factor == "shape" else colour), self.table(how.factor)
         known = (classes >= 1) & (classes <= len(table))
         which = torch.where(known, classes - 1, 0)
         change = (how.mixture.to(table) @ table - table)[which]

@@ -72,8 +72,9 @@ class Auxiliary(nn.Module):
             0.2 * _level(raw_patch[things], batch.patch_shape[things], batch.patch_colour[things]),
             0.2 * _level(raw_cell[shared], shown, batch.cell_colour[shared]),
             2 * F.l1_loss(self.cell_place(cells).float(), batch.cell_place),
-            self.factors.loss(cells, batch.cell_share, batch.cell_shape, batch.cell_colour),
+            0.1 * _loud(cells),
         ]
+        self.factors.watch(cells, batch.cell_share, batch.cell_shape, batch.cell_colour)
         told = patch[things][:, 1:].argmax(-1) + 1 == batch.patch_shape[things]
         found = cell[shared][:, 1:].argmax(-1) + 1 == shown
         total = torch.stack(terms).sum()
@@ -147,6 +148,14 @@ def counting_loss(shape: Float[Tensor, "m s"], batch: SceneBatch) -> Float[Tenso
     logs = F.log_softmax(shape[:, 1:], -1)
     of_thing = logs.gather(1, (batch.cell_shape - 1).clamp(min=0)[:, None])[:, 0]
     return (ground - share * named * of_thing).mean()
+
+
+def _loud(rows: Float[Tensor, "m d"]) -> Float[Tensor, ""]:
+    """How far the rows' root mean squares lie above 2: nothing else keeps them small.
+
+    Not squared: Adam's steps overshoot where rows are large, and a square would drive them on.
+    """
+    return F.relu(rows.float().square().mean(-1).sqrt() - 2).mean()
 
 
 def _shape_loss(logits: Float[Tensor, "n s"], shape: Tensor) -> Float[Tensor, ""]:

@@ -183,7 +183,7 @@ def train(
             quick=quick,
         )
 
-    trainer = Trainer(both, loss, plan.schedule, folder)
+    trainer = Trainer(both, loss, plan.schedule, folder, average=plan.average)
     if trainer.resume():
         say(f"resumed at step {trainer.step}")
     data = Batches(plan, tokenizer_files()["tokenizer.json"], IMAGES)
