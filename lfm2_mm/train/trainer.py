@@ -146,7 +146,8 @@ class Trainer:
         try:
             return self._apply(batch)
         except BaseException:
-            if self.step == step and self._whole:  # the loss may have written to buffers: nothing of the step stays
+            # the loss may have written to buffers: nothing of a step that failed stays
+            if self.step == step and self._whole:
                 for value, old in zip(self.buffers.values(), before, strict=True):
                     value.copy_(old)
             raise
