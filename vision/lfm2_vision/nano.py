@@ -193,6 +193,8 @@ def train(
         stop = min(end, (trainer.step // score_every + 1) * score_every)
         chunk = (next(source) for _ in range(stop - trainer.step))
         trainer.run(chunk, save_every=score_every, say=say)
+        if not plan.stage(trainer.step - 1).text:
+            continue  # nobody answers yet
         scores = held_out_scores(averaged(trainer, both))
         with (folder / "scores.jsonl").open("a") as log:
             log.write(json.dumps({"step": trainer.step, **scores}) + "\n")
