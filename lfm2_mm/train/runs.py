@@ -12,9 +12,11 @@ from pathlib import Path
 
 from lfm2_mm.errors import InputError
 
-__all__ = ["begin_run", "note_run"]
+__all__ = ["CHECKPOINT", "begin_run", "note_run"]
 
-_CHECKPOINT, _FACTS = "trainer.safetensors", "run.json"
+CHECKPOINT = "trainer.safetensors"
+"""Name of the file in a run's folder from which it goes on."""
+_FACTS = "run.json"
 
 
 def begin_run(
@@ -50,7 +52,7 @@ def begin_run(
                 f"--{name}, or begin anew with --fresh or another --out"
             )
     if fresh:
-        for file in (_CHECKPOINT, _FACTS, "log.jsonl", "scores.jsonl", *also):
+        for file in (CHECKPOINT, _FACTS, "log.jsonl", "scores.jsonl", *also):
             (folder / file).unlink(missing_ok=True)
     return steps or begun.get("steps") or length, begun.get("seed") if seed is None else seed
 
@@ -66,13 +68,13 @@ def _begun(folder: Path) -> dict[str, int]:
     """Length and seed of the folder's run, as far as they can be told; empty if there is none."""
     from safetensors import SafetensorError, safe_open
 
-    if not (folder / _CHECKPOINT).exists():
+    if not (folder / CHECKPOINT).exists():
         return {}
     try:
         if (folder / _FACTS).exists():
             facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
             return {name: int(facts[name]) for name in ("steps", "seed")}
-        with safe_open(folder / _CHECKPOINT, framework="numpy") as file:
+        with safe_open(folder / CHECKPOINT, framework="numpy") as file:
             schedule = json.loads((file.metadata() or {})["schedule"])
             return {"steps": int(schedule["steps"])}
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from lfm2_mm.errors import InputError
 from lfm2_mm.train.memory import keep_freed_memory
+from lfm2_mm.train.runs import CHECKPOINT
 
 __all__ = ["Schedule", "Trainer"]
 
@@ -190,9 +191,9 @@ class Trainer:
             tensors[f"buffer.{name}"] = value.contiguous()
         self.folder.mkdir(parents=True, exist_ok=True)
         facts = {"step": str(self.step), "schedule": json.dumps(asdict(self.schedule))}
-        part = self.folder / "trainer.safetensors.part"
+        part = self.folder / f"{CHECKPOINT}.part"
         save_file(tensors, part, metadata=facts)
-        os.replace(part, self.folder / "trainer.safetensors")
+        os.replace(part, self.folder / CHECKPOINT)
 
     def resume(self) -> bool:
         """Continue from the folder's checkpoint, if there is one; says whether there was.
@@ -200,7 +201,7 @@ class Trainer:
         Raises:
             InputError: if it cannot be read, or is of another model.
         """
-        path = self.folder / "trainer.safetensors"
+        path = self.folder / CHECKPOINT
         if not path.exists():
             return False
         try:

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from lfm2_mm.config import BackboneConfig
 from lfm2_mm.operators import RMSNorm, SwiGLU
 from lfm2_mm.saving import save_checkpoint
+from lfm2_mm.train.runs import CHECKPOINT
 from lfm2_mm.train.trainer import Schedule, Trainer
 from lfm2_retrieval.corpus.build import Concept
 from lfm2_retrieval.corpus.tokenizer import DOCUMENT_PREFIX, QUERY_PREFIX, tokenizer_files
@@ -252,7 +253,7 @@ def train(
     """
     corpus = Tokenized(concepts, tokenizer)
     say(f"{len(corpus):,} concepts, {sum(len(ids) for ids in corpus.ids):,} texts")
-    resuming = (folder / "trainer.safetensors").exists()
+    resuming = (folder / CHECKPOINT).exists()
     if begin is None:
         begin = build(plan.seed, None if resuming else _start(corpus))
     both = _Training(begin, plan.scale).to(device)

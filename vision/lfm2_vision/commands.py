@@ -6,6 +6,7 @@ Imported for `--help`, so nothing here imports torch before a verb runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from lfm2_mm.cli import terminal
 from lfm2_mm.cli.plugins import Answered, Demo, Plugin, Recipe
 from lfm2_mm.cli.sources import Attachment
 from lfm2_mm.errors import InputError, SettingError
-from lfm2_mm.train.runs import begin_run, note_run
+from lfm2_mm.train.runs import CHECKPOINT, begin_run, note_run
 from lfm2_vision.draw import draw_boxes, draw_tiles
 from lfm2_vision.frontend import ImageEncoder
 from lfm2_vision.grounding import parse_boxes
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["VisionPlugin", "plugin", "train_nano_vl"]
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_BRANCHES = (1, 2)
 _NOTE = (
     "note: the embedded nano-vl knows drawn scenes only (coloured shapes, short signs); for "
     "photographs use -m LiquidAI/LFM2.5-VL-450M"
@@ -185,15 +187,31 @@ def train_nano_vl(
         seed=seed,
         fresh=fresh,
         length=nano_recipe.MORE_STEPS if more else nano_recipe.STEPS,
+        also=[
+            f"branch-{number}/{name}"
+            for number in _BRANCHES
+            for name in (CHECKPOINT, "log.jsonl", "scores.jsonl")
+        ],
     )
     make = nano_recipe.recipe_more if more else nano_recipe.recipe
     plan = make(length) if chosen is None else make(length, chosen)
-    start = nano.embedded() if more else None
     note_run(folder, steps=length, seed=plan.seed)
     say(f"nano-vl: {length:,} steps, in {folder}; Ctrl-C keeps a checkpoint to go on from")
-    model = nano.train(
-        plan, folder, until=until, device=device, workers=workers, start=start, say=say
-    )
+    if more:
+        model = nano.train(
+            plan,
+            folder,
+            until=until,
+            device=device,
+            workers=workers,
+            start=nano.embedded(),
+            say=say,
+        )
+    else:
+        branches = [replace(plan, branch=number) for number in _BRANCHES]
+        model = nano.train_branches(
+            branches, folder, until=until, device=device, workers=workers, say=say
+        )
     nano.export(model, folder / "model")
     return folder / "model"
 

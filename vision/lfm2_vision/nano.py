@@ -7,8 +7,9 @@ recipes, the model itself, the data and the trainer live elsewhere.
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,19 +24,20 @@ from lfm2_mm.config import BackboneConfig
 from lfm2_mm.locate import locate
 from lfm2_mm.saving import save_checkpoint
 from lfm2_mm.train.attention import plain_attention
+from lfm2_mm.train.runs import CHECKPOINT
 from lfm2_mm.train.trainer import Trainer
 from lfm2_vision.config import ConnectorConfig, TowerConfig
 from lfm2_vision.encoder import SelfAttention
 from lfm2_vision.image_config import ImageConfig
 from lfm2_vision.losses import Auxiliary, answered, scene_loss
 from lfm2_vision.model import VisionLanguageModel, config_dict
-from lfm2_vision.nano_recipe import Batches, Recipe
+from lfm2_vision.nano_recipe import BRANCH_AT, Batches, Recipe
 from lfm2_vision.quick import Quick
 from lfm2_vision.scenes import CORE, Profile, build_tokenizer, generate
 from lfm2_vision.tower_init import start_local
 from lfm2_vision.training import SceneBatch, SceneEncoder, image_token_id
 
-__all__ = ["build", "embedded", "export", "held_out_scores", "train"]
+__all__ = ["build", "embedded", "export", "held_out_scores", "train", "train_branches"]
 
 TOWER = TowerConfig(hidden_size=128, ffn_size=384, n_layers=6, n_heads=4, patch_size=8, grid=16)
 CONNECTOR = ConnectorConfig(hidden_size=256, layer_norm=False)
@@ -200,6 +202,42 @@ def train(
             log.write(json.dumps({"step": trainer.step, **scores}) + "\n")
         say("held out: " + " ".join(f"{kind} {score:.3f}" for kind, score in scores.items()))
     return averaged(trainer, both)
+
+
+def train_branches(
+    plans: Sequence[Recipe],
+    folder: Path,
+    *,
+    until: int | None = None,
+    workers: int = 1,
+    device: str = "cpu",
+    say: Callable[[str], None] = print,
+) -> VisionLanguageModel:
+    """Run recipes that are one up to `BRANCH_AT`; the mean of what they make comes back.
+
+    What they have in common is kept in the folder, each branch in `branch-N` below it, where
+    another process may run it at the same time. Arguments as for `train`.
+    """
+    options: dict[str, Any] = {"workers": workers, "device": device, "say": say}
+    trunk = train(plans[0], folder, until=min(until or BRANCH_AT, BRANCH_AT), **options)
+    if until is not None and until <= BRANCH_AT:
+        return trunk
+    grown = [train_branch(plan, folder, until=until, **options) for plan in plans]
+    mean = build()
+    states = [model.state_dict() for model in grown]
+    mean.load_state_dict(
+        {name: torch.stack([s[name] for s in states]).mean(0) for name in states[0]}
+    )
+    return mean.eval()
+
+
+def train_branch(plan: Recipe, folder: Path, **options: Any) -> VisionLanguageModel:
+    """Run or resume one branch of a run whose first part is in the folder; see `train`."""
+    own = folder / f"branch-{plan.branch}"
+    own.mkdir(exist_ok=True)
+    if not (own / CHECKPOINT).exists():
+        shutil.copyfile(folder / CHECKPOINT, own / CHECKPOINT)
+    return train(plan, own, **options)
 
 
 def averaged(trainer: Trainer, both: nn.Module) -> VisionLanguageModel:

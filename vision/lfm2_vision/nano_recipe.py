@@ -29,7 +29,16 @@ from lfm2_vision.scenes import (
 )
 from lfm2_vision.training import SceneBatch, SceneEncoder
 
-__all__ = ["MORE_STEPS", "STEPS", "Batches", "Recipe", "Stage", "recipe", "recipe_more"]
+__all__ = [
+    "BRANCH_AT",
+    "MORE_STEPS",
+    "STEPS",
+    "Batches",
+    "Recipe",
+    "Stage",
+    "recipe",
+    "recipe_more",
+]
 
 NEAR = Profile(canvas=(128, 320), max_aspect=4.0)
 
@@ -64,6 +73,8 @@ class Recipe:
 
     Attributes:
         seed: Names the scenes.
+        branch: Which of the runs this is that part at step `BRANCH_AT`; they see other scenes from
+            there on.
         schedule: Steps and rates.
         stages: What is learnt when.
         questions: About how many questions each picture comes with.
@@ -76,6 +87,7 @@ class Recipe:
     """
 
     seed: int
+    branch: int = 0
     schedule: Schedule
     stages: tuple[Stage, ...]
     questions: int = 12
@@ -88,8 +100,10 @@ class Recipe:
         return next((s for s in self.stages if step < s.until), self.stages[-1])
 
 
-STEPS = 16_000
+STEPS = 12_000
 """Length of the recipe from nothing."""
+BRANCH_AT = 7500
+"""The step at which that recipe goes on in two runs, whose mean comes out."""
 MORE_STEPS = 4000
 """Length of the recipe that goes on from the embedded weights."""
 
@@ -137,19 +151,21 @@ _COUNTING = (
 )
 
 
-def recipe(steps: int = STEPS, seed: int = 20261122) -> Recipe:
+def recipe(steps: int = STEPS, seed: int = 20261122, *, branch: int = 0) -> Recipe:
     """The recipe from nothing; a shorter one is the beginning of a longer one.
 
     The tower learns first, by itself: four shapes before all eight, with which it would stay near
     chance for long, and fills of any colour from the first step on, so that no colour comes to rule
     a shape out. Then everything learns together: what is seen, named and counted (docs/LOG.md). The
-    rate stays high, and the weights' moving average is long: a rate that falls brings back what
-    the exchange keeps away. Few pictures a step: their rows stay in the processor's cache.
+    rate stays high, as one that falls brings back what the exchange keeps away; the mean over the
+    last steps, and of two runs that see other scenes from `BRANCH_AT` on, does what it should. Few
+    pictures a step: their rows stay in the processor's cache.
     """
     return Recipe(
         seed=seed,
+        branch=branch,
         schedule=Schedule(steps=steps, warmup=200, peak=6e-4, hold=4000),
-        average=0.9995,
+        average=0.999,
         repeated=0.4,
         exchanged=0.75,
         stages=(
@@ -193,7 +209,8 @@ class Batches(Dataset[SceneBatch]):
             torch.set_num_threads(1)
             self._encoder = SceneEncoder(Tokenizer.from_str(self._tokenizer), self._images)
         plan, stage = self.plan, self.plan.stage(step)
-        rng = stream(plan.seed, step, "train", "batch")
+        seed = plan.seed + (plan.branch if step >= BRANCH_AT else 0)
+        rng = stream(seed, step, "train", "batch")
         tiled = stage.tiled_every > 0 and step % stage.tiled_every == 0
         profiles, weights = zip(*stage.profiles, strict=True)
         profile: Profile = rng.choices(profiles, weights)[0]
@@ -208,7 +225,7 @@ class Batches(Dataset[SceneBatch]):
         profile = replace(profile, size=canvas(rng, profile))
         samples = [
             generate(
-                plan.seed,
+                seed,
                 step * 64 + i,
                 profile=profile,
                 questions=3 * plan.questions if exchange else plan.questions,
