@@ -46,8 +46,8 @@ def test_factors_are_told_apart_and_exchanged_one_at_a_time() -> None:
 def test_exchanged_steps_ask_nothing_about_what_is_exchanged() -> None:
     tokenizer = nano.tokenizer_files()["tokenizer.json"]
     plan = nano_recipe.recipe_more(100)
-    few = tuple(replace(stage, batch=2) for stage in plan.stages)
-    plan = replace(plan, stages=few, exchanged=1.0)
+    few = tuple(replace(stage, batch=2, exchanged=1.0) for stage in plan.stages)
+    plan = replace(plan, stages=few)
     data = nano_recipe.Batches(plan, tokenizer, nano.IMAGES)
     tower_only = data[2]
     assert tower_only.exchange is None

@@ -55,7 +55,13 @@ class Stage:
         auxiliary: Weight of the auxiliary losses.
         text: Whether the backbone runs at all; without it only tower and connector learn, from
             the auxiliary losses, at half the cost.
+        questions: About how many questions each picture comes with.
         weights: How often each kind of question is asked, where not as usual.
+        repeated: Share of steps whose scenes know two colours or two shapes only, so that three and
+            more things have one in common.
+        exchanged: Share of the steps with named shapes and colours in which one of the two is
+            exchanged before the backbone reads it, and only questions that do not name it are
+            asked.
     """
 
     until: int
@@ -64,7 +70,10 @@ class Stage:
     tiled_every: int = 0
     auxiliary: float = 0.8
     text: bool = True
+    questions: int = 12
     weights: tuple[tuple[str, float], ...] = ()
+    repeated: float = 0.0
+    exchanged: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,32 +86,23 @@ class Recipe:
             there on.
         schedule: Steps and rates.
         stages: What is learnt when.
-        questions: About how many questions each picture comes with.
         average: Decay of the moving average of the weights, which is what comes out.
-        repeated: Share of steps whose scenes know two colours or two shapes only, so that three and
-            more things have one in common.
-        exchanged: Share of the steps with named shapes and colours in which one of the two is
-            exchanged before the backbone reads it, and only questions that do not name it are
-            asked.
     """
 
     seed: int
     branch: int = 0
     schedule: Schedule
     stages: tuple[Stage, ...]
-    questions: int = 12
     average: float = 0.998
-    repeated: float = 0.0
-    exchanged: float = 0.0
 
     def stage(self, step: int) -> Stage:
         """The stage of a step; the last one stays."""
         return next((s for s in self.stages if step < s.until), self.stages[-1])
 
 
-STEPS = 12_000
+STEPS = 20_000
 """Length of the recipe from nothing."""
-BRANCH_AT = 7500
+BRANCH_AT = 9000
 """The step at which that recipe goes on in two runs, whose mean comes out."""
 MORE_STEPS = 4000
 """Length of the recipe that goes on from the embedded weights."""
@@ -139,15 +139,33 @@ _MANY = (
     (replace(_BLOBS, colours=COLOURS, things=(3, 5)), 0.1),
     (_SIGNS, 0.05),
 )
-_EVENLY = (("count", 6.0), ("exist", 4.0), ("sign", 1.0))
-_COUNTING = (
-    ("shape", 4.0),
+_EVENLY = (
+    ("colour", 25.0),
+    ("shape", 15.0),
     ("exist", 4.0),
-    ("count", 12.0),
+    ("count", 6.0),
+    ("relation", 5.0),
+    ("where", 2.0),
+    ("sign", 1.0),
+    ("describe", 0.5),
+)
+_COUNTING = (
+    ("colour", 8.0),
+    ("shape", 6.0),
+    ("exist", 4.0),
+    ("count", 10.0),
     ("relation", 3.0),
     ("where", 1.0),
     ("sign", 0.5),
     ("describe", 0.25),
+)
+_LAST = Stage(
+    until=0,
+    profiles=_MANY,
+    tiled_every=8,
+    weights=_COUNTING,
+    repeated=0.5,
+    exchanged=0.75,
 )
 
 
@@ -164,18 +182,24 @@ def recipe(steps: int = STEPS, seed: int = 20261122, *, branch: int = 0) -> Reci
     return Recipe(
         seed=seed,
         branch=branch,
-        schedule=Schedule(steps=steps, warmup=200, peak=6e-4, hold=4000),
+        schedule=Schedule(steps=steps, warmup=200, peak=6e-4, hold=10_000),
         average=0.999,
-        repeated=0.4,
-        exchanged=0.75,
         stages=(
             Stage(
                 until=1000, profiles=((_ONE, 0.5), (replace(_ONE, any_colour=1.0), 0.5)), text=False
             ),
             Stage(until=3400, profiles=((_FOUR, 0.5), (_FREE_FOUR, 0.5)), text=False),
             Stage(until=6000, profiles=_SEEN, text=False),
-            Stage(until=8000, profiles=_FEW, tiled_every=16, weights=_EVENLY),
-            Stage(until=steps, profiles=_MANY, tiled_every=8, weights=_COUNTING),
+            Stage(
+                until=9000,
+                profiles=_FEW,
+                tiled_every=16,
+                questions=7,
+                weights=_EVENLY,
+                repeated=0.15,
+                exchanged=0.3,
+            ),
+            replace(_LAST, until=steps, questions=10, repeated=0.4, exchanged=0.5),
         ),
     )
 
@@ -185,11 +209,9 @@ def recipe_more(steps: int = MORE_STEPS, seed: int = 20261124) -> Recipe:
     return Recipe(
         seed=seed,
         schedule=Schedule(steps=steps, warmup=100, peak=6e-4),
-        repeated=0.5,
-        exchanged=0.75,
         stages=(
             Stage(until=int(0.1 * steps), profiles=_SEEN, text=False),
-            Stage(until=steps, profiles=_MANY, tiled_every=8, weights=_COUNTING),
+            replace(_LAST, until=steps),
         ),
     )
 
@@ -216,10 +238,10 @@ class Batches(Dataset[SceneBatch]):
         profile: Profile = rng.choices(profiles, weights)[0]
         if tiled:
             profile = replace(profile, canvas=(400, 1024), max_aspect=2.5)
-        if stage.text and rng.random() < plan.repeated:
+        if stage.text and rng.random() < stage.repeated:
             profile = _narrowed(profile, rng)
-        exchange = _exchange(profile, rng) if stage.text and plan.exchanged else None
-        if exchange and rng.random() >= plan.exchanged:
+        exchange = _exchange(profile, rng) if stage.text and stage.exchanged else None
+        if exchange and rng.random() >= stage.exchanged:
             exchange = None
         # one canvas a step: views of equal size are attended to in one call
         profile = replace(profile, size=canvas(rng, profile))
@@ -228,7 +250,7 @@ class Batches(Dataset[SceneBatch]):
                 seed,
                 step * 64 + i,
                 profile=profile,
-                questions=3 * plan.questions if exchange else plan.questions,
+                questions=2 * stage.questions if exchange else stage.questions,
                 weights=_COUNTED if exchange else dict(stage.weights),
             )
             for i in range(max(1, stage.batch // 6) if tiled else stage.batch)
