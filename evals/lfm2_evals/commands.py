@@ -94,12 +94,14 @@ def evaluate(tasks: tuple[str, ...], **params: Any) -> None:
     a guesser who sees no picture; or `retrieval`: recall@1 of a thousand texts across languages,
     beside character trigrams (-m names a retriever; nano-colbert without); or `speech`: word error
     rate on synthetic voices and sentences held out, beside one who does not listen (wants
-    espeak-ng; nano-audio without -m). With 95 % intervals.
+    espeak-ng; nano-audio without -m); or `quantization`: what changes when the embedded models are
+    packed in 4 or 8 bits, beside llama.cpp's rounding. With 95 % intervals.
 
     \b
     lfm2-mm eval scenes
     lfm2-mm eval retrieval
     lfm2-mm eval speech --tier all --count 300
+    lfm2-mm eval quantization --tier answers --count 60
     lfm2-mm eval scenes --tier all --count 300 --out report
     lfm2-mm eval scenes -m ./my-model --against report/scenes.json
     """  # noqa: D301
