@@ -2,7 +2,9 @@
 
 The error that is minimised is the squared one, weighed by how large the inputs of each column are.
 Scales start from the extremes of each group and are then fitted by least squares to the codes, in
-turn with the codes (Lloyd's iteration). Knows neither products nor files.
+turn with the codes (Lloyd's iteration). Such a fit is shorter than the weight, everywhere and so in
+every layer: where no inputs are known, 4 bits without minimums are stretched to its length along it
+at last (docs/LOG.md). Knows neither products nor files.
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ def quantize(
         elif minimum:
             found, scales[part], minimums[part] = _four_with_minimum(groups, share)
         else:
-            found, scales[part] = _four(groups, share)
+            found, scales[part] = _four(groups, share, stretch=importance is None)
         flat = found.to(torch.uint8).view(len(groups), cols)
         codes[part] = pack_codes(flat) if form.bits == 4 else flat
     buffers = {"codes": codes, "scales": scales} | ({"minimums": minimums} if minimum else {})
@@ -103,8 +105,11 @@ def _eight(w: Tensor) -> tuple[Tensor, Tensor]:
     return (w * inverse).round().clamp(-127, 127) + 128, scales
 
 
-def _four(w: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric, codes -8 to 7: of several starts the best after fitting."""
+def _four(w: Tensor, share: Tensor, *, stretch: bool) -> tuple[Tensor, Tensor]:
+    """Symmetric, codes -8 to 7: of several starts the best after fitting.
+
+    With `stretch` the rounded group's projection on the group is the group itself.
+    """
     extreme = w.gather(-1, w.abs().argmax(-1, keepdim=True))
     weighed = w * share
     best = torch.zeros_like(extreme)
@@ -119,7 +124,11 @@ def _four(w: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
         gain = torch.maximum(gain, explained)
     best = torch.where(extreme.isfinite(), best, extreme)
     scales, inverse = _half(best)
-    return (w * inverse).round_().clamp_(-8, 7) + 8, scales
+    codes = (w * inverse).round_().clamp_(-8, 7)
+    if stretch:
+        along = (w * codes).sum(-1, keepdim=True)
+        scales, _ = _half(torch.where(along == 0, best, w.square().sum(-1, keepdim=True) / along))
+    return codes + 8, scales
 
 
 def _four_with_minimum(w: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:

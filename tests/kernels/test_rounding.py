@@ -42,6 +42,19 @@ def test_four_bits_lose_less_than_scales_from_the_extremes() -> None:
     assert lost(w, "int4-g32") < 0.95 * float((plain - w).norm() / w.norm())
 
 
+@pytest.mark.parametrize("scheme", ["int4-g32", "int4-g128"])
+def test_four_bits_are_no_shorter_than_the_weight_along_it(scheme: Scheme) -> None:
+    w = weight()
+    groups = w.view(64, -1, SCHEMES[scheme].group or 256)
+
+    def lengths(importance: Tensor | None) -> Tensor:
+        rounded = dequantize(quantize(w, scheme, importance)).view_as(groups)
+        return (rounded * groups).sum(-1) / groups.square().sum(-1)
+
+    torch.testing.assert_close(lengths(None), torch.ones(groups.shape[:2]), atol=1e-3, rtol=0)
+    assert 0.98 < lengths(torch.ones(256)).mean() < 0.997  # least squares, for error feedback
+
+
 @pytest.mark.parametrize("minimum", [False, True])
 def test_important_columns_lose_less(minimum: bool) -> None:
     w, importance = weight(), torch.ones(256)
