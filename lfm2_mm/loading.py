@@ -19,8 +19,13 @@ from lfm2_mm import settings
 from lfm2_mm.backbone import Backbone
 from lfm2_mm.checkpoint import Checkpoint
 from lfm2_mm.config import DENSE, SPARSE, BackboneConfig
-from lfm2_mm.errors import SettingError, TensorMismatch, UnsupportedArchitecture
-from lfm2_mm.frontends import frontends
+from lfm2_mm.errors import (
+    CheckpointError,
+    SettingError,
+    TensorMismatch,
+    UnsupportedArchitecture,
+)
+from lfm2_mm.frontends import Frontend, frontends
 from lfm2_mm.heads import TextHead
 from lfm2_mm.locate import Located, locate
 from lfm2_mm.model import Model
@@ -88,6 +93,7 @@ def load(
     revision: str | None = None,
     quantize: str | None = None,
     kv_cache_dtype: str | None = None,
+    keep_packed: bool = False,
     progress: Callable[[str], None] | None = None,
     **extra: Any,
 ) -> Any:
@@ -107,6 +113,9 @@ def load(
         kv_cache_dtype: "int8" keeps keys and values of earlier positions in bytes, a quarter of
             fp32's memory; "auto" and None keep them in the dtype. Models that keep none, as
             retrievers, take no notice.
+        keep_packed: Keep what `quantize` packed in the user's cache folder, so that later calls
+            with the same choices load it from there in a moment; packed anew when the original's
+            files have changed. GGUF files are not kept.
         progress: Told the name of every weight that was packed.
         **extra: Options of the frontend that claims the checkpoint, for instance
             `max_image_tokens` and `max_tiles` of the vision frontend.
@@ -144,19 +153,43 @@ def load(
     elif dtype not in _DTYPES.values():
         raise SettingError(f"the dtype is {dtype}; use one of {', '.join(_DTYPES)}")
     settings.apply_threads(resolved)
-    for frontend in frontends() if found.folder.is_dir() else ():
-        if frontend.claims(checkpoint):
-            _check_options(extra, frontend.options, frontend.name)
-            options = LoadOptions(device=where, dtype=dtype, extra=extra, quantize=recipe)
-            model = frontend.load(checkpoint, options)
-            break
-    else:
-        _check_options(extra, frozenset(), "text")
-        model = text_model(checkpoint, LoadOptions(device=where, dtype=dtype, quantize=recipe))
+    options = LoadOptions(device=where, dtype=dtype, extra=extra, quantize=recipe)
+    folder = found.folder.is_dir()
+    build = _kept if keep_packed and folder and recipe is not None else _built
+    model = build(checkpoint, options, frontends() if folder else ())
     engine = getattr(model, "engine", None)  # of models that generate
     if engine is not None:
         engine.kv_cache_dtype = resolved.kv_cache_dtype
     return model
+
+
+def _built(checkpoint: Checkpoint, options: LoadOptions, claimants: Sequence[Frontend]) -> Any:
+    """What the frontend that claims a checkpoint makes of it; nobody's is a text model."""
+    for frontend in claimants:
+        if frontend.claims(checkpoint):
+            _check_options(options.extra, frontend.options, frontend.name)
+            return frontend.load(checkpoint, options)
+    _check_options(options.extra, frozenset(), "text")
+    return text_model(checkpoint, options)
+
+
+def _kept(checkpoint: Checkpoint, options: LoadOptions, claimants: Sequence[Frontend]) -> Any:
+    """The same from its packed copy, which is made where there is none that is whole."""
+    from lfm2_mm.quantize.kept import forget, keep, kept_folder
+
+    assert options.quantize is not None
+    kind = str(options.dtype)
+    copy = kept_folder(checkpoint.folder, options.quantize.name, kind, options.extra)
+    packed = replace(options, quantize=None)
+    if copy.is_dir():
+        try:
+            return _built(Checkpoint.open(copy, name=checkpoint.name), packed, claimants)
+        except CheckpointError:
+            forget(copy)
+    model = _built(checkpoint, options, claimants)
+    if not keep(model, copy):
+        return model
+    return _built(Checkpoint.open(copy, name=checkpoint.name), packed, claimants)
 
 
 def text_model(checkpoint: Checkpoint, options: LoadOptions) -> Model:
@@ -245,7 +278,7 @@ def _check_options(extra: Mapping[str, Any], allowed: frozenset[str], frontend: 
             known = ", ".join(sorted(allowed)) or "none"
             raise SettingError(
                 f"{frontend} models have no option {name!r}; the options beyond device, dtype, "
-                f"threads, quantize, kv_cache_dtype and revision are: {known}"
+                f"threads, quantize, kv_cache_dtype, keep_packed and revision are: {known}"
             )
 
 

@@ -261,7 +261,7 @@ class Ragged:
             cache.reserve(n)
             self._bounds.append((start, start + n))
             start += n
-        self._single = all(n == 1 for _, n in self.runs)
+        self._single = all(n == 1 for _, n in self.runs) and not any(wanted)
         self.positions = torch.cat([torch.arange(c.length, c.length + n) for c, n in self.runs])
         if self.runs:
             self.positions = self.positions.to(self.runs[0][0].device)

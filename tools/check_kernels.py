@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 __all__ = ["compare", "main", "records"]
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED = ("lfm2_mm", "tests", "hatch_build.py", "pyproject.toml", "Makefile")
+COPIED = ("lfm2_mm", "tests", "tools", "hatch_build.py", "pyproject.toml", "Makefile")
 TESTS = ("tests/kernels",)
 FLAGS = (
     "-g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined "
@@ -78,7 +78,7 @@ def sanitized(arguments: Sequence[str]) -> int:
         for name in COPIED:
             source = ROOT / name
             if source.is_dir():
-                ignore = shutil.ignore_patterns("__pycache__", "_native.so")
+                ignore = shutil.ignore_patterns("__pycache__", "_native.so", "node_modules")
                 shutil.copytree(source, copy / name, ignore=ignore)
             else:
                 shutil.copy(source, copy / name)

@@ -62,7 +62,8 @@ def load_audio_model(params: Mapping[str, Any]) -> AudioModel:
         from lfm2_mm.loading import load
 
         names = ("device", "dtype", "threads", "quantize", "kv_cache_dtype")
-        model = load(name, **{flag: params.get(flag) for flag in names})
+        chosen: dict[str, Any] = {flag: params.get(flag) for flag in names}
+        model = load(name, **chosen)
     if not (hasattr(model, "transcribe") and hasattr(model, "speak")):
         raise InputError(
             f"{name} neither hears nor speaks; use an audio model such as {DEFAULT_MODEL} or "

@@ -99,7 +99,12 @@ class EncoderStack:
             MemoryError: there is no memory for what lies between the products.
         """
         call = native.function("lfm2_encode", _ENCODE, ctypes.c_int)
-        if call is None or x.shape[1] != self.width or sum(lengths) != len(x) or min(lengths) < 0:
+        if (
+            call is None
+            or x.shape[1] != self.width
+            or sum(lengths) != len(x)
+            or min(lengths, default=0) < 0
+        ):
             raise ValueError(
                 f"a native encoder of width {self.width} cannot take {list(x.shape)} in views of "
                 f"{list(lengths)}; hand in rows of that width, as many as the views have"

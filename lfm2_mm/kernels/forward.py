@@ -174,8 +174,9 @@ class DecodeStep:
 
         Args:
             x: Embeddings of the next positions of each sequence, one sequence behind the other.
-            caches: One for each sequence, all different, in fp32 or bf16, each with its places
-                reserved; keys, values and states are written, but count only after `advance`.
+            caches: One for each sequence, all different, all in fp32 or all in bf16, each with
+                its places reserved; keys, values and states are written, but count only after
+                `advance`.
             counts: Rows of each sequence, at least 1.
             marks: Of each sequence the numbers of rows after which the states of its
                 convolutions are wanted; none if None.
@@ -190,10 +191,19 @@ class DecodeStep:
         call = native.function("lfm2_forward", _FORWARD, ctypes.c_int)
         dtype = caches[0].dtype if caches else torch.float32
         fits = sum(counts) == len(x) and len(counts) == len(caches) and min(counts, default=1) >= 1
+        fits = (
+            fits
+            and x.shape[1] == self.config.hidden_size
+            and all(
+                cache.dtype == dtype and cache.length + n <= cache.capacity
+                for cache, n in zip(caches, counts, strict=True)
+            )
+        )
         if call is None or not fits or dtype not in _DTYPES:
             raise ValueError(
                 f"a native call of {len(x)} rows over {len(caches)} caches in {dtype} is not "
-                "possible; ask `can_run` and hand in caches in fp32 or bf16 for all rows"
+                "possible; ask `can_run` and hand in caches in fp32 or bf16 for all rows, all in "
+                "one number format and with places reserved"
             )
         if not len(x):
             return x, []

@@ -183,7 +183,8 @@ def quantize_rows(
     Columns are filled up with zeros to a multiple of `group`. A group with a number that is not
     finite has the scale NaN.
     """
-    wide = F.pad(x.float(), (0, -x.shape[1] % group)).view(len(x), -1, group)
+    wide = F.pad(x.float(), (0, -x.shape[1] % group))
+    wide = wide.view(len(x), wide.shape[1] // group, group)
     largest = wide.abs().amax(-1, keepdim=True)
     finite, some = largest.isfinite(), largest >= _TINY
     inverse = torch.where(finite & some, 127.0 / largest, 0.0)

@@ -165,6 +165,8 @@ def from_buffers(buffers: Mapping[str, Tensor], rows: int, cols: int) -> PackedW
         form = SCHEMES[scheme]
         if codes is None or scales is None or not fits(scheme, rows, cols):
             continue
+        if not codes.dim() or not scales.dim():
+            continue
         seen = (codes.shape[-1], scales.shape[-1])
         if seen == (cols * form.bits // 8, form.groups(cols)):
             return PackedWeight(scheme, rows, cols, buffers)

@@ -58,10 +58,10 @@ def packed_as(config: Mapping[str, Any], where: str) -> str | None:
         CheckpointError: if another library packed it, or another version of this one.
     """
     entry = config.get(ENTRY)
-    if not isinstance(entry, Mapping):
+    if entry is None:
         return None
-    method = entry.get("quant_method")
-    if method != METHOD:
+    method = entry.get("quant_method") if isinstance(entry, Mapping) else entry
+    if not isinstance(entry, Mapping) or method != METHOD:
         raise CheckpointError(
             f"the weights of {where} are quantised by {method!r}, which is not read here; use the "
             "checkpoint they were made of and quantize='int4' or 'int8'"

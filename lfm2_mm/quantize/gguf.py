@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,13 @@ from torch import Tensor
 
 from lfm2_mm.checkpoint import Checkpoint
 from lfm2_mm.config import DENSE, SPARSE
-from lfm2_mm.errors import CorruptWeights, MissingExtra, TensorMismatch, UnsupportedArchitecture
+from lfm2_mm.errors import (
+    CheckpointError,
+    CorruptWeights,
+    MissingExtra,
+    TensorMismatch,
+    UnsupportedArchitecture,
+)
 from lfm2_mm.kernels.packed import pack_codes
 from lfm2_mm.quantize.files import ENTRY, GGUF_RECIPE, config_entry
 from lfm2_mm.tokenizer import Tokenizer
@@ -94,8 +101,9 @@ class GgufCheckpoint(Checkpoint):
         self = object.__new__(cls)
         self.path, self.folder, self.name = path, path.parent, name or path.name
         self._reader = reader
-        self.config = _config(reader, self.name)
-        self._places = _places(reader, self.name)
+        with _understood(path):
+            self.config = _config(reader, self.name)
+            self._places = _places(reader, self.name)
         if any(tensor.tensor_type.name not in _PLAIN for tensor in reader.tensors):
             self.config[ENTRY] = config_entry(GGUF_RECIPE)
         self.names = tuple(sorted(self._places))
@@ -122,7 +130,13 @@ class GgufCheckpoint(Checkpoint):
             return _parts(data, kind)[place.part]
         from gguf import quants
 
-        numbers = np.ascontiguousarray(quants.dequantize(data, stored.tensor_type))
+        try:
+            numbers = np.ascontiguousarray(quants.dequantize(data, stored.tensor_type))
+        except (NotImplementedError, quants.QuantError):
+            raise CheckpointError(
+                f"{self.name} stores {stored.name} as {kind}, which the gguf library cannot read; "
+                "use a file in Q4_0, Q8_0 or BF16"
+            ) from None
         return torch.from_numpy(numbers).view(place.shape)
 
     def json(self, filename: str) -> dict[str, Any] | None:
@@ -130,7 +144,8 @@ class GgufCheckpoint(Checkpoint):
         if filename != "generation_config.json":
             return None
         fields = {"eos_token_id": "eos_token_id", "bos_token_id": "bos_token_id"}
-        said = {key: _value(self._reader, f"tokenizer.ggml.{k}") for key, k in fields.items()}
+        with _understood(self.path):
+            said = {key: _value(self._reader, f"tokenizer.ggml.{k}") for key, k in fields.items()}
         return {key: value for key, value in said.items() if value is not None}
 
     def file(self, filename: str) -> Path | None:
@@ -148,7 +163,8 @@ class GgufCheckpoint(Checkpoint):
             return Tokenizer.load(self.folder)
         from lfm2_mm.quantize.gguf_tokenizer import tokenizer_of
 
-        return tokenizer_of(lambda key: _value(self._reader, key), self.name)
+        with _understood(self.path):
+            return tokenizer_of(lambda key: _value(self._reader, key), self.name)
 
     def _place(self, name: str) -> _Place:
         if (place := self._places.get(name)) is None:
@@ -163,21 +179,38 @@ def _read(path: Path) -> Any:
         raise MissingExtra(
             f"reading {path.name} needs the gguf library; pip install 'lfm2-mm[gguf]'"
         ) from None
-    try:
+
+    class Reader(GGUFReader):
+        """Stops at the end of the file: behind it the library finds as many numbers as asked."""
+
+        def _get(self, *args: Any, **options: Any) -> Any:
+            found = super()._get(*args, **options)
+            if not len(found) and (len(args) < 3 or args[2]):
+                raise ValueError("it ends within its metadata")
+            return found
+
+    with _understood(path):
         if path.stat().st_size < 24:
             raise ValueError("it is too short for a header")
-        reader = GGUFReader(path)
+        reader = Reader(path)
         for tensor in reader.tensors:
             if tensor.data.nbytes != tensor.n_bytes:
                 raise ValueError(f"{tensor.name} is cut short")
+    if sys.byteorder != "little" or str(getattr(reader, "byte_order", "I")) == "S":
+        raise CorruptWeights(f"{path} is of another byte order; use a little-endian file")
+    return reader
+
+
+@contextmanager
+def _understood(path: Path) -> Iterator[None]:
+    """Whatever a damaged file makes of reading it becomes one sentence."""
+    try:
+        yield
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, OSError) as error:
         why = " ".join(str(error).split())[:200]
         raise CorruptWeights(
             f"{path} cannot be read as GGUF ({why}); download the file again"
         ) from None
-    if sys.byteorder != "little" or str(getattr(reader, "byte_order", "I")) == "S":
-        raise CorruptWeights(f"{path} is of another byte order; use a little-endian file")
-    return reader
 
 
 def _value(reader: Any, key: str) -> Any:

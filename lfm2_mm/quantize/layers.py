@@ -85,8 +85,20 @@ class Packed(nn.Module):
         return dequantize(self.packed)
 
     def take(self, ids: Int[Tensor, "*n"]) -> Float[Tensor, "*n c"]:
-        """Some of its rows."""
+        """Some of its rows.
+
+        Raises:
+            IndexError: if there is no such row, as in a table of numbers.
+        """
         flat = ids.reshape(-1)
+        if not len(flat):
+            return torch.empty(*ids.shape, self.cols, dtype=self.dtype)
+        low, high = (int(one) for one in torch.aminmax(flat))
+        if low < 0 or high >= self.rows:  # the laid out table has more, which are nobody's
+            raise IndexError(
+                f"a table of {self.rows} rows was asked for row {low if low < 0 else high}; use "
+                "ids that belong to the model"
+            )
         if self._packed is None:
             assert self._ready is not None
             some = restore(self._ready, flat)
@@ -96,7 +108,7 @@ class Packed(nn.Module):
         return dequantize(some).to(self.dtype).view(*ids.shape, self.cols)
 
     def __getitem__(self, row: int) -> Float[Tensor, " c"]:
-        """One row."""
+        """One row, counted from 0."""
         return self.take(torch.tensor([row]))[0]
 
     def forward(self, x: Float[Tensor, "*n c"]) -> Float[Tensor, "*n w"]:

@@ -1,7 +1,7 @@
 """Which weights are stored in how many bits: one recipe for each word that `quantize=` takes.
 
 The schemes were chosen by measurement (`lfm2-mm eval quantization`, docs/LOG.md): the body of the
-backbone bears 4 bits with a minimum per group; the head, which is the embedding, gets 8, and so do
+backbone bears 4 bits, 32 weights to a scale; the head, which is the embedding, gets 8, and so do
 encoders, which are bound by arithmetic and not by the bytes of their weights. Norms, convolution
 taps and routers keep their numbers. Knows names and shapes; no tensor and no file.
 """

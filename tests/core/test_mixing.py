@@ -47,6 +47,20 @@ def in_bytes(net: Backbone, ids: Tensor) -> Tensor:
     return pieces(net, SequenceCache(net.config, kv_cache_dtype="int8"), ids, [len(ids)])
 
 
+@torch.no_grad()
+def test_a_mark_before_the_only_new_row_of_each_sequence() -> None:
+    net, ids = backbone("dense"), oracle.ids(9, seed=5)
+    cache = SequenceCache(net.config)
+    pieces(net, cache, ids[:6], [6])
+    mixing = Ragged([(cache, 1)], [(0,)])
+    net(net.embed(ids[6:7]), mixing)
+    mixing.commit()
+    (boundary,) = mixing.boundaries(0)
+    cache.restore(boundary)
+    assert cache.length == 6
+    torch.testing.assert_close(pieces(net, cache, ids[6:], [1, 2]), whole(net, ids)[6:], **CLOSE)
+
+
 @pytest.mark.parametrize("name", ["dense", "odd", "moe"])
 @pytest.mark.parametrize("cuts", [[1] * 21, [7, 1, 13], [20, 1]])
 def test_a_sequence_in_pieces_equals_the_whole_in_bytes(name: str, cuts: list[int]) -> None:

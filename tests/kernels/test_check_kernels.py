@@ -34,6 +34,17 @@ WHOLE = np.array([10, 2, -3], np.int32)  # whose first byte ends lines elsewhere
 REAL = np.array([1.0, -2.0], np.float32)
 
 
+def test_what_the_tests_read_is_copied_for_the_sanitizers(tool: ModuleType) -> None:
+    folder = ROOT / "tests" / "kernels"
+    assert str(folder.relative_to(ROOT)) in tool.TESTS
+    read = {
+        name
+        for path in folder.glob("*.py")
+        for name in re.findall(r'ROOT / "([\w.]+)', path.read_text("utf-8"))
+    }
+    assert {"hatch_build.py", "tools"} <= read <= set(tool.COPIED)
+
+
 def test_records_are_read_as_they_were_written(tool: ModuleType) -> None:
     found = tool.records(written(i_codes=WHOLE, f_sums=REAL))
     assert list(found) == ["i_codes", "f_sums"]

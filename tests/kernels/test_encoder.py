@@ -101,6 +101,7 @@ def test_a_view_knows_nothing_of_the_others() -> None:
     alone = stack(x[:48].contiguous(), [48])
     x[60] = torch.nan
     both = stack(x, [48, 32])
+    assert stack(x[:0], []).shape == stack(x[:0], [0]).shape == (0, 64)
     torch.testing.assert_close(both[:48], alone, atol=0, rtol=0)
     assert both[48:].isnan().all()
 

@@ -174,6 +174,16 @@ def test_leading_dimensions_stay() -> None:
     assert torch.equal(matmul(x, ready)[1, 2], matmul(x[1, 2], ready))
 
 
+def test_no_rows_give_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    for scheme in SCHEMES:
+        packed = quantize(weight(40, 128), scheme)  # type: ignore[arg-type]
+        assert matmul(torch.zeros(0, 128), prepare(packed)).shape == (0, 40)
+        assert matmul_twin(torch.zeros(0, 128), packed).shape == (0, 40)
+        with monkeypatch.context() as patch:
+            patch.setenv("LFM2_MM_NATIVE", "0")
+            assert matmul(torch.zeros(2, 0, 128), prepare(packed)).shape == (2, 0, 40)
+
+
 def test_rows_that_do_not_lie_together_are_multiplied_too() -> None:
     ready = prepare(quantize(weight(40, 128), "int4-g32"))
     wide = activations(4, 256)

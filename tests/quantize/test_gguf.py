@@ -203,6 +203,59 @@ def test_noise_is_refused(tmp_path: Path) -> None:
         lfm2_mm.load(path)
 
 
+def altered(path: Path, key: bytes, old: bytes, new: bytes) -> Path:
+    """The file with other bytes behind a key of its metadata."""
+    content = path.read_bytes()
+    place = content.index(key) + len(key)
+    assert content[place:].startswith(old) and len(old) == len(new)
+    path.write_bytes(content[:place] + new + content[place + len(old) :])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("key", "old", "new", "why"),
+    [
+        # an array of bytes that would end far behind the file: the library takes it for endless
+        (
+            b"head_count_kv",
+            b"\x09\0\0\0\x05\0\0\0\x01\0\0\0\0\0\0\0",
+            b"\x09\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x40",
+            "it ends within its metadata",
+        ),
+        # text that is none
+        (b"general.architecture", b"\x08\0\0\0\4\0\0\0\0\0\0\0l",
+         b"\x08\0\0\0\4\0\0\0\0\0\0\0\xff", "'utf-8' codec"),
+        # text in the place of a number
+        (b"lfm2.block_count", b"\x04\0\0\0\1\0\0\0", b"\x08\0\0\0\1\0\0\0", ""),
+    ],
+)  # fmt: skip
+def test_metadata_that_cannot_be_read_are_refused(
+    key: bytes, old: bytes, new: bytes, why: str, tmp_path: Path
+) -> None:
+    path = altered(small(tmp_path / "a.gguf"), key, old, new)
+    with pytest.raises(
+        CorruptWeights, match=rf"cannot be read as GGUF \(.*{why}.*; download the f"
+    ):
+        lfm2_mm.load(path)
+
+
+def test_types_that_the_library_cannot_read_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path, "dense", "Q8_0", "Q5_1")
+
+    def cannot(*_: Any) -> Any:
+        raise NotImplementedError("Dequantization for Q5_1 is not yet implemented")
+
+    monkeypatch.setattr(quants, "dequantize", cannot)
+    with pytest.raises(CheckpointError) as error:
+        lfm2_mm.load(path, threads=1)
+    assert str(error.value) == (
+        f"{path} stores token_embd.weight as Q5_1, which the gguf library cannot read; use a file "
+        "in Q4_0, Q8_0 or BF16"
+    )
+
+
 def test_the_library_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = small(tmp_path / "a.gguf")
     real = builtins.__import__

@@ -71,6 +71,18 @@ def test_an_embedding_gives_rows_of_the_dense_table() -> None:
     assert torch.equal(table.weight.dense(), dense)
 
 
+def test_no_ids_are_no_rows_and_rows_that_do_not_exist_are_refused() -> None:
+    table = PackedEmbedding(Packed(quantize(matrix(), "int8-g32"), None, torch.bfloat16))
+    for _ in range(2):  # before and behind the layout, which is filled up to 64 rows
+        none = table(torch.zeros(2, 0, dtype=torch.long))
+        assert none.shape == (2, 0, 256) and none.dtype == torch.bfloat16
+        for beyond in (50, 55, 64, -1):
+            says = f"a table of 50 rows was asked for row {beyond}; use ids that belong to the mod"
+            with pytest.raises(IndexError, match=says):
+                table(torch.tensor([3, beyond]))
+        table.weight(matrix(1))
+
+
 def test_rows_come_in_the_number_format_of_the_model() -> None:
     table = PackedEmbedding(Packed(quantize(matrix(), "int8-g32"), None, torch.bfloat16))
     assert table(torch.tensor([1])).dtype == torch.bfloat16 == table.weight.dtype

@@ -213,6 +213,14 @@ def test_another_version_is_refused(packed_folder: Path) -> None:
     )
 
 
+def test_an_entry_of_another_kind_is_refused(packed_folder: Path) -> None:
+    path = packed_folder / "config.json"
+    config = json.loads(path.read_text("utf-8")) | {"quantization_config": "int4"}
+    path.write_text(json.dumps(config), "utf-8")
+    with pytest.raises(CheckpointError, match="are quantised by 'int4', which is not read here"):
+        lfm2_mm.load(packed_folder)
+
+
 def test_another_library_is_refused(packed_folder: Path) -> None:
     edit(packed_folder, quant_method="gptq")
     with pytest.raises(CheckpointError) as error:
@@ -259,12 +267,17 @@ def test_a_missing_part_is_named(packed_folder: Path, part: str) -> None:
 
 def test_parts_of_another_shape_are_refused(packed_folder: Path) -> None:
     path = packed_folder / "model.safetensors"
-    state = {key: value.clone() for key, value in load_file(path).items()}
-    name = "model.layers.0.conv.in_proj.weight.codes"
-    state[name] = state[name][:-1].clone()
-    save_file(state, path, {"format": "pt"})
-    with pytest.raises(TensorMismatch, match="cannot be used"):
-        lfm2_mm.load(packed_folder)
+    whole = {key: value.clone() for key, value in load_file(path).items()}
+    codes, scales = (f"model.layers.0.conv.in_proj.weight.{part}" for part in ("codes", "scales"))
+    for name, value in (
+        (codes, whole[codes][:-1]),
+        (codes, whole[codes].flatten()),
+        (scales, whole[scales][0, 0]),
+        (scales, whole[scales][:, :0]),
+    ):
+        save_file(whole | {name: value.clone()}, path, {"format": "pt"})
+        with pytest.raises(TensorMismatch, match="cannot be used"):
+            lfm2_mm.load(packed_folder)
 
 
 def test_other_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

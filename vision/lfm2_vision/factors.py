@@ -95,11 +95,11 @@ class Factors(nn.Module):
         """What each class of a factor adds to a row of share one, up to a term common to all."""
         shown = self.shown.double()
         ridge = _RIDGE * shown.diagonal().mean().clamp(min=1e-6)
-        told = torch.linalg.solve(
-            shown + ridge * torch.eye(len(shown)).to(shown), self.rows.double()
-        )
-        _, shape, colour = told.float().split([1, self.shapes, self.colours])
-        return shape if factor == "shape" else colour
+        whole = shown + ridge * torch.eye(len(shown)).to(shown)
+        told: Tensor = torch.linalg.solve(whole, self.rows.double())
+        if factor == "shape":
+            return told[1 : 1 + self.shapes].float()
+        return told[1 + self.shapes :].float()
 
     def exchanged(
         self,
