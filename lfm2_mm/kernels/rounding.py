@@ -2,9 +2,10 @@
 
 The error that is minimised is the squared one, weighed by how large the inputs of each column are.
 Scales start from the extremes of each group and are then fitted by least squares to the codes, in
-turn with the codes (Lloyd's iteration). Such a fit is shorter than the weight, everywhere and so in
-every layer: where no inputs are known, 4 bits without minimums are stretched to its length along it
-at last (docs/LOG.md). Knows neither products nor files.
+turn with the codes (Lloyd's iteration). Where no inputs are known, 4 bits without minimums count
+the error of large weights more, and as a fit is shorter than the weight, everywhere and so in every
+layer, it is stretched to the weight's length along it at last: both bring a model nearer to its
+fp32 (docs/LOG.md). Knows neither products nor files.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def quantize(
         elif minimum:
             found, scales[part], minimums[part] = _four_with_minimum(groups, share)
         else:
-            found, scales[part] = _four(groups, share, stretch=importance is None)
+            found, scales[part] = _four(groups, None if importance is None else share)
         flat = found.to(torch.uint8).view(len(groups), cols)
         codes[part] = pack_codes(flat) if form.bits == 4 else flat
     buffers = {"codes": codes, "scales": scales} | ({"minimums": minimums} if minimum else {})
@@ -105,12 +106,15 @@ def _eight(w: Tensor) -> tuple[Tensor, Tensor]:
     return (w * inverse).round().clamp(-127, 127) + 128, scales
 
 
-def _four(w: Tensor, share: Tensor, *, stretch: bool) -> tuple[Tensor, Tensor]:
+def _four(w: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
     """Symmetric, codes -8 to 7: of several starts the best after fitting.
 
-    With `stretch` the rounded group's projection on the group is the group itself.
+    Where it is not known how much the errors count, the rounded group's projection on the group is
+    the group itself.
     """
     extreme = w.gather(-1, w.abs().argmax(-1, keepdim=True))
+    square = torch.where(extreme == 0, 0.0, w / extreme).square()
+    share = square + square.mean(-1, keepdim=True) if known is None else known
     weighed = w * share
     best = torch.zeros_like(extreme)
     gain = torch.full_like(extreme, -1.0)  # what of the weight's own square is explained
@@ -118,16 +122,17 @@ def _four(w: Tensor, share: Tensor, *, stretch: bool) -> tuple[Tensor, Tensor]:
         inverse = torch.where(extreme == 0, 0.0, 1.0 / (extreme * start))
         codes = (w * inverse).round_().clamp_(-8, 7)
         along = (weighed * codes).sum(-1, keepdim=True)
-        square = (codes.square() * share).sum(-1, keepdim=True)
-        explained = torch.where(square > 0, along.square() / square, 0.0)
-        best = torch.where(explained > gain, torch.where(square > 0, along / square, 0.0), best)
+        own = (codes.square() * share).sum(-1, keepdim=True)
+        explained = torch.where(own > 0, along.square() / own, 0.0)
+        best = torch.where(explained > gain, torch.where(own > 0, along / own, 0.0), best)
         gain = torch.maximum(gain, explained)
     best = torch.where(extreme.isfinite(), best, extreme)
     scales, inverse = _half(best)
     codes = (w * inverse).round_().clamp_(-8, 7)
-    if stretch:
+    if known is None:
         along = (w * codes).sum(-1, keepdim=True)
-        scales, _ = _half(torch.where(along == 0, best, w.square().sum(-1, keepdim=True) / along))
+        long = w.square().sum(-1, keepdim=True)
+        scales, _ = _half(torch.where(along == 0, best, long / along))
     return codes + 8, scales
 
 
