@@ -1,8 +1,8 @@
 """The mean of several checkpoints' weights, as a checkpoint: `average_weights.py OUT MODEL MODEL…`.
 
 Runs that began at the same weights often lie around a better point than any of them reaches
-(Wortsman et al., "Model soups", 2022); nano-colbert is made so (docs/LOG.md). A checkpoint named
-twice counts twice. All other files are the first one's. Knows no model.
+(Wortsman et al., "Model soups", 2022); nano-colbert and nano-vl are made so (docs/LOG.md). A
+checkpoint named twice counts twice. All other files are the first one's. Knows no model.
 """
 
 from __future__ import annotations

@@ -101,11 +101,12 @@ class Recipe:
 
 
 STEPS = 20_000
-"""Length of the recipe from nothing."""
+"""Length of the recipe from nothing. It was not run to its end yet: docs/LOG.md has the lineage of
+the embedded weights."""
 BRANCH_AT = 9000
 """The step at which that recipe goes on in two runs, whose mean comes out."""
 MORE_STEPS = 4000
-"""Length of the recipe that goes on from the embedded weights."""
+"""Length of the recipe that goes on from the embedded weights, never run in its present form."""
 
 _ALL = Profile(shapes=ALL_SHAPES, colours=ALL_COLOURS)
 _ALL_NEAR = replace(_ALL, canvas=NEAR.canvas, max_aspect=NEAR.max_aspect)
